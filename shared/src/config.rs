@@ -1,0 +1,384 @@
+//! The environment, read once at init. A bad value stops the function, and the error names the variable.
+//!
+//! Names and defaults are the contract's (section 4). Only what a function uses today is read; a variable of a feature
+//! that is not built yet is not silently accepted as if it were.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A variable that is missing or has a value that cannot be used. Never repeats the value: it may be a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct ConfigError {
+    variable: &'static str,
+    problem: String,
+}
+
+/// Everything that the environment decides.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How to reach Kafka.
+    pub kafka: KafkaConfig,
+    /// Whose tokens count.
+    pub oidc: OidcConfig,
+    /// Where metrics go.
+    pub metrics: MetricsConfig,
+    /// The ceiling for the work of one call, beside `timeout_ms` (`KAFKA_REQUEST_TIMEOUT_MS`).
+    pub request_timeout: Duration,
+}
+
+/// How to reach Kafka, and how to use it.
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    /// `host:port`, separated by commas.
+    pub bootstrap_servers: String,
+    /// How the connection is secured.
+    pub security: Security,
+    /// PEM file with the roots that sign the brokers' certificates; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    /// Further librdkafka properties.
+    pub properties: Vec<(String, String)>,
+    /// Whether producing to an unknown topic leaves its creation to the broker.
+    pub auto_create_topics: bool,
+    /// Exclusive hand-over, or plain offset commits.
+    pub delivery: Delivery,
+}
+
+/// `KAFKA_SECURITY`, with what belongs to each kind.
+#[derive(Clone)]
+pub enum Security {
+    /// No encryption, no login: for local work.
+    Plaintext,
+    /// Encrypted; the broker is verified, the client anonymous.
+    Tls,
+    /// Encrypted; both sides show a certificate.
+    Mtls {
+        /// PEM file.
+        certificate: PathBuf,
+        /// PEM file.
+        key: PathBuf,
+    },
+    /// Encrypted, with a SCRAM login (RFC 5802).
+    Scram {
+        /// librdkafka's `sasl.mechanism`.
+        mechanism: &'static str,
+        /// The user's name.
+        username: String,
+        /// The user's password.
+        password: String,
+    },
+}
+
+impl std::fmt::Debug for Security {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plaintext => "Plaintext",
+            Self::Tls => "Tls",
+            Self::Mtls { .. } => "Mtls",
+            Self::Scram { mechanism, .. } => mechanism,
+        })
+    }
+}
+
+/// `KAFKA_CONSUME_DELIVERY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Two calls never get the same record (see `kafka::claim`). Needs transactions.
+    Exclusive,
+    /// Plain offset commits: concurrent calls of a group may get the same records.
+    Shared,
+}
+
+/// Whose tokens count.
+#[derive(Debug, Clone)]
+pub struct OidcConfig {
+    /// The expected `iss`, to the letter.
+    pub issuer: String,
+    /// The expected member of `aud`.
+    pub audience: String,
+    /// The key set's address; by discovery when absent.
+    pub jwks_uri: Option<String>,
+    /// Paths of the claims that hold roles (dots between steps, `\.` for a dot in a name), instead of Keycloak's.
+    pub role_claims: Option<Vec<String>>,
+}
+
+/// Where metrics go.
+#[derive(Debug, Clone)]
+pub struct MetricsConfig {
+    /// The Pushgateway's base address; nothing is pushed without one.
+    pub pushgateway_url: Option<String>,
+    /// The `job` label.
+    pub job: String,
+}
+
+/// What `KAFKA_PROPERTIES` may not set, since the product sets or promises it.
+const RESERVED: &[&str] =
+    &["acks", "enable.idempotence", "isolation.level", "transactional.id", "plugin.library.paths"];
+/// The same for whole families.
+const RESERVED_PREFIXES: &[&str] = &["group.", "security.", "sasl.", "ssl."];
+/// librdkafka knows `acks` under a second name.
+const RESERVED_ALIASES: &[&str] = &["request.required.acks", "bootstrap.servers", "metadata.broker.list"];
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(&Variables(std::env::vars().collect()))
+    }
+
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        Ok(Self {
+            kafka: KafkaConfig::read(env)?,
+            oidc: OidcConfig::read(env)?,
+            metrics: MetricsConfig::read(env)?,
+            request_timeout: Duration::from_millis(env.number("KAFKA_REQUEST_TIMEOUT_MS", 10_000, 100..=29_000)?),
+        })
+    }
+}
+
+impl KafkaConfig {
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        let config = Self {
+            bootstrap_servers: env.required("KAFKA_BOOTSTRAP_SERVERS")?,
+            security: Security::read(env)?,
+            ca_file: env.file("KAFKA_CA_FILE")?,
+            properties: properties(env)?,
+            auto_create_topics: env
+                .choice("KAFKA_AUTO_CREATE_TOPICS", &[("false", false), ("true", true)])?
+                .unwrap_or(false),
+            delivery: env
+                .choice("KAFKA_CONSUME_DELIVERY", &[("exclusive", Delivery::Exclusive), ("shared", Delivery::Shared)])?
+                .unwrap_or(Delivery::Exclusive),
+        };
+        // librdkafka's own check of names and values, here, where the variable can still be named.
+        let mut probe = rdkafka::ClientConfig::new();
+        probe.extend(config.properties.iter().cloned());
+        probe
+            .create_native_config()
+            .map_err(|error| ConfigError { variable: "KAFKA_PROPERTIES", problem: error.to_string() })?;
+        Ok(config)
+    }
+}
+
+impl Security {
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        const SECURITY: &str = "KAFKA_SECURITY";
+        match env.get(SECURITY).unwrap_or("plaintext") {
+            "plaintext" => Ok(Self::Plaintext),
+            "tls" => Ok(Self::Tls),
+            "mtls" => Ok(Self::Mtls {
+                certificate: env.file("KAFKA_CLIENT_CERT_FILE")?.ok_or_else(|| missing("KAFKA_CLIENT_CERT_FILE"))?,
+                key: env.file("KAFKA_CLIENT_KEY_FILE")?.ok_or_else(|| missing("KAFKA_CLIENT_KEY_FILE"))?,
+            }),
+            "scram-sha-256" => Self::scram(env, "SCRAM-SHA-256"),
+            "scram-sha-512" => Self::scram(env, "SCRAM-SHA-512"),
+            "msk-iam" => Err(bad(SECURITY, "msk-iam is not built into this version")),
+            _ => Err(bad(SECURITY, "must be plaintext, tls, mtls, scram-sha-256 or scram-sha-512")),
+        }
+    }
+
+    fn scram(env: &Variables, mechanism: &'static str) -> Result<Self, ConfigError> {
+        const CREDENTIALS: &str = "KAFKA_CREDENTIALS";
+        let credentials = env.required(CREDENTIALS)?;
+        if credentials.starts_with("arn:") {
+            return Err(bad(CREDENTIALS, "Secrets Manager ARNs are not built into this version; use user:password"));
+        }
+        let (username, password) =
+            credentials.split_once(':').ok_or_else(|| bad(CREDENTIALS, "must be user:password"))?;
+        Ok(Self::Scram { mechanism, username: username.to_owned(), password: password.to_owned() })
+    }
+}
+
+impl OidcConfig {
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        let role_claims = env.get("OIDC_ROLE_CLAIMS").map(|paths| {
+            paths.split(',').map(str::trim).filter(|path| !path.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        });
+        if role_claims.as_ref().is_some_and(Vec::is_empty) {
+            return Err(bad("OIDC_ROLE_CLAIMS", "names no claim"));
+        }
+        Ok(Self {
+            issuer: env.url("OIDC_ISSUER")?.ok_or_else(|| missing("OIDC_ISSUER"))?,
+            audience: env.required("OIDC_AUDIENCE")?,
+            jwks_uri: env.url("OIDC_JWKS_URI")?,
+            role_claims,
+        })
+    }
+}
+
+impl MetricsConfig {
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        Ok(Self {
+            pushgateway_url: env.url("PUSHGATEWAY_URL")?,
+            job: env.get("METRICS_JOB").unwrap_or("kafka-gateway").to_owned(),
+        })
+    }
+}
+
+fn properties(env: &Variables) -> Result<Vec<(String, String)>, ConfigError> {
+    const PROPERTIES: &str = "KAFKA_PROPERTIES";
+    let mut properties = Vec::new();
+    for pair in env.get(PROPERTIES).unwrap_or_default().split(';').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let (name, value) =
+            pair.split_once('=').ok_or_else(|| bad(PROPERTIES, "must be name=value, separated by ';'"))?;
+        let name = name.trim();
+        if RESERVED.contains(&name)
+            || RESERVED_ALIASES.contains(&name)
+            || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        {
+            return Err(bad(PROPERTIES, format!("{name} is set by the product and cannot be changed")));
+        }
+        properties.push((name.to_owned(), value.trim().to_owned()));
+    }
+    Ok(properties)
+}
+
+fn bad(variable: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError { variable, problem: problem.into() }
+}
+
+fn missing(variable: &'static str) -> ConfigError {
+    bad(variable, "is required and not set")
+}
+
+struct Variables(HashMap<String, String>);
+
+impl Variables {
+    /// A variable that is set to nothing counts as unset, as SAM templates pass empty parameters on.
+    fn get(&self, name: &'static str) -> Option<&str> {
+        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    fn required(&self, name: &'static str) -> Result<String, ConfigError> {
+        self.get(name).map(str::to_owned).ok_or_else(|| missing(name))
+    }
+
+    fn number(
+        &self,
+        name: &'static str,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        text.parse()
+            .ok()
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| bad(name, format!("must be a whole number from {} to {}", range.start(), range.end())))
+    }
+
+    fn choice<T: Copy>(&self, name: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| Some(*value)).ok_or_else(|| {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            bad(name, format!("must be {}", words.join(" or ")))
+        })
+    }
+
+    fn file(&self, name: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(path) = self.get(name).map(PathBuf::from) else { return Ok(None) };
+        std::fs::File::open(&path).map_err(|error| bad(name, format!("cannot be read: {error}")))?;
+        Ok(Some(path))
+    }
+
+    fn url(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        match reqwest::Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Some(text.to_owned())),
+            _ => Err(bad(name, "must be an http or https address")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(extra: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let mut variables = HashMap::from(
+            [
+                ("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
+                ("OIDC_ISSUER", "http://localhost/realms/r"),
+                ("OIDC_AUDIENCE", "kafka-gateway"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        variables.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Config::read(&Variables(variables))
+    }
+
+    #[test]
+    fn defaults_are_the_contract_s() {
+        let config = read(&[]).expect("valid");
+        assert!(matches!(config.kafka.security, Security::Plaintext));
+        assert!(!config.kafka.auto_create_topics);
+        assert_eq!(config.kafka.delivery, Delivery::Exclusive);
+        assert_eq!(config.request_timeout, Duration::from_secs(10));
+        assert_eq!(config.metrics.job, "kafka-gateway");
+        assert_eq!(config.metrics.pushgateway_url, None);
+    }
+
+    #[test]
+    fn every_bad_value_names_its_variable_and_keeps_the_value_to_itself() {
+        for (variable, value) in [
+            ("KAFKA_BOOTSTRAP_SERVERS", " "),
+            ("KAFKA_SECURITY", "s3cret"),
+            ("KAFKA_SECURITY", "mtls"),
+            ("KAFKA_SECURITY", "scram-sha-256"),
+            ("KAFKA_CA_FILE", "/s3cret/none"),
+            ("KAFKA_AUTO_CREATE_TOPICS", "yes"),
+            ("KAFKA_CONSUME_DELIVERY", "s3cret"),
+            ("KAFKA_REQUEST_TIMEOUT_MS", "0"),
+            ("KAFKA_REQUEST_TIMEOUT_MS", "10s"),
+            ("KAFKA_PROPERTIES", "linger.ms"),
+            ("KAFKA_PROPERTIES", "no.such.property=s3cret"),
+            ("KAFKA_PROPERTIES", "linger.ms=s3cret"),
+            ("OIDC_ISSUER", "s3cret"),
+            ("OIDC_AUDIENCE", ""),
+            ("OIDC_JWKS_URI", "file:///s3cret"),
+            ("OIDC_ROLE_CLAIMS", " , "),
+            ("PUSHGATEWAY_URL", "s3cret:9091"),
+        ] {
+            let error = read(&[(variable, value)]).expect_err(variable).to_string();
+            let named = match (variable, value) {
+                (_, "mtls") => "KAFKA_CLIENT_CERT_FILE",
+                (_, "scram-sha-256") => "KAFKA_CREDENTIALS",
+                _ => variable,
+            };
+            assert!(error.starts_with(named), "{error}");
+            assert!(!error.contains("/s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_product_promises_cannot_be_taken_away() {
+        for name in [
+            "acks",
+            "request.required.acks",
+            "enable.idempotence",
+            "isolation.level",
+            "transactional.id",
+            "group.id",
+            "group.instance.id",
+            "security.protocol",
+            "sasl.password",
+            "ssl.ca.location",
+            "plugin.library.paths",
+        ] {
+            let error = read(&[("KAFKA_PROPERTIES", &format!("linger.ms=1; {name}=x"))]).expect_err(name).to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        let config = read(&[("KAFKA_PROPERTIES", " linger.ms=1 ;; client.rack = a ;")]).expect("valid");
+        assert_eq!(
+            config.kafka.properties,
+            [("linger.ms".to_owned(), "1".to_owned()), ("client.rack".to_owned(), "a".to_owned())]
+        );
+    }
+
+    #[test]
+    fn credentials_never_show() {
+        let config = read(&[("KAFKA_SECURITY", "scram-sha-512"), ("KAFKA_CREDENTIALS", "user:pa:ss")]).expect("valid");
+        let Security::Scram { username, password, .. } = &config.kafka.security else { panic!("scram") };
+        assert_eq!((username.as_str(), password.as_str()), ("user", "pa:ss"));
+        assert!(!format!("{config:?}").contains("pa:ss"));
+    }
+}
