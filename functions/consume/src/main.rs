@@ -1,2 +1,10 @@
-//! Wiring.
-fn main() {}
+//! The Lambda function `consume`: see [`kafka_gateway::consume`].
+
+use std::process::ExitCode;
+
+use kafka_gateway::consume::Consume;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    kafka_gateway::app::run::<Consume>().await
+}

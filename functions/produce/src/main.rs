@@ -1,2 +1,10 @@
-//! Wiring.
-fn main() {}
+//! The Lambda function `produce`: see [`kafka_gateway::produce`].
+
+use std::process::ExitCode;
+
+use kafka_gateway::produce::Produce;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    kafka_gateway::app::run::<Produce>().await
+}

@@ -1,0 +1,508 @@
+//! `GET /kafka/consumer/consume`: the next records of a topic for a consumer group.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::auth::{Authorized, May, Read};
+use crate::config::Config;
+use crate::deadline::Deadline;
+use crate::errors::{BoxError, Code, Error};
+use crate::http::request::Query;
+use crate::http::{Call, Endpoint, Reply, Response};
+use crate::kafka::consumers::Consumers;
+use crate::kafka::group::Group;
+use crate::kafka::handover::{Ask, Taken};
+use crate::kafka::position::Position;
+use crate::kafka::retention::Retention;
+use crate::metrics;
+use crate::names::{GroupId, TopicName};
+use crate::record::{self, Format, Formats, Record};
+
+/// The ceiling for `max_bytes`: Lambda's limit for an answer is 6 MB, and what is not counted here must fit as well.
+const MAX_BYTES: usize = 6_000_000;
+
+/// How long a partition is left to the function that committed there last, as long as others have records. Longer than
+/// the pause between two calls of a busy consumer, shorter than anybody would wait for a dead one.
+const STICKY: Duration = Duration::from_secs(1);
+
+/// How often a waiting call looks for new records: at first, and at most.
+const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(40));
+
+/// The most partitions that one call takes records from at the same time.
+const ABREAST: usize = 8;
+
+/// A call that lost its records to others goes on trying until this much is left of its time.
+const CONTEST_END: Duration = Duration::from_millis(500);
+
+/// How many positions a call renews before it takes records.
+const RENEWALS: usize = 2;
+
+/// For how long a group is taken to have no live members after a commit has shown it.
+const PROBE: Duration = Duration::from_secs(30);
+
+/// The endpoint, and what a warm sandbox keeps for it.
+#[derive(Debug)]
+pub struct Consume {
+    consumers: Arc<Consumers>,
+    retention: Arc<Retention>,
+}
+
+impl Endpoint for Consume {
+    const FUNCTION: &'static str = "consume";
+    const METHOD: &'static str = "GET";
+    const PATH: &'static str = "/kafka/consumer/consume";
+    type Action = Read;
+
+    async fn start(config: &Config) -> Result<Self, BoxError> {
+        Ok(Self {
+            consumers: Arc::new(Consumers::new(&config.kafka)),
+            retention: Arc::new(Retention::discover(&config.kafka).await),
+        })
+    }
+
+    async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
+        let params = Params::read(&call.request.query(Params::KNOWN)?)?;
+        call.on_topic(&params.topic);
+        call.on_group(&params.group);
+        let from = may.on((params.topic.clone(), params.group.clone()))?;
+        let session = Session {
+            group: self.consumers.group(from.group())?,
+            consumers: Arc::clone(&self.consumers),
+            retention: Arc::clone(&self.retention),
+            deadline: call.deadline.extended(params.timeout),
+            answer_at: Instant::now() + params.timeout,
+            params,
+        };
+        let result = session.consume(&from).await;
+        if session.group.knows(from.topic()) {
+            call.topic_exists();
+        }
+        let batches = result.map_err(|error| error.with("topic", from.topic().as_str()))?;
+        let records: usize = batches.iter().map(|batch| batch.messages.len()).sum();
+        let bytes: usize = batches.iter().map(|batch| batch.bytes).sum();
+        metrics::records("consume", from.topic().as_str(), true, records, bytes);
+        Ok(Reply::json(200, session.params.answer(&batches)))
+    }
+
+    async fn stop(&self) {}
+}
+
+/// The query.
+#[derive(Debug)]
+struct Params {
+    topic: TopicName,
+    group: GroupId,
+    limit: usize,
+    timeout: Duration,
+    max_bytes: usize,
+    latest: bool,
+    formats: Formats,
+}
+
+impl Params {
+    const KNOWN: &[&str] = &[
+        "topic",
+        "group_id",
+        "limit",
+        "timeout_ms",
+        "max_bytes",
+        "ack",
+        "start",
+        "format",
+        "key_format",
+        "value_format",
+    ];
+
+    fn read(query: &Query<'_>) -> Result<Self, Error> {
+        let format = query.choice("format", Format::Auto, Format::WORDS)?;
+        query.choice("ack", (), &[("auto", ())])?;
+        Ok(Self {
+            topic: TopicName::parse(query.required("topic")?)?,
+            group: GroupId::parse(query.required("group_id")?)?,
+            limit: query.number("limit", 100, 1..=1000)?,
+            timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)? as u64),
+            max_bytes: query.number("max_bytes", MAX_BYTES, 2048..=MAX_BYTES)?,
+            latest: query.choice("start", false, &[("earliest", false), ("latest", true)])?,
+            formats: Formats {
+                key: query.choice("key_format", format, Format::WORDS)?,
+                value: query.choice("value_format", format, Format::WORDS)?,
+            },
+        })
+    }
+
+    /// The answer's body before its records.
+    fn head(&self) -> String {
+        let (topic, group) = (Value::from(self.topic.as_str()), Value::from(self.group.as_str()));
+        format!("{{\"topic\":{topic},\"group_id\":{group},\"messages\":[")
+    }
+
+    fn answer(&self, batches: &[Batch]) -> String {
+        let messages = || batches.iter().flat_map(|batch| &batch.messages);
+        let mut body = self.head();
+        body.reserve(messages().map(|message| message.len() + 1).sum::<usize>() + 2);
+        for (index, message) in messages().enumerate() {
+            if index > 0 {
+                body.push(',');
+            }
+            body.push_str(message);
+        }
+        body.push_str("]}");
+        body
+    }
+
+    /// What the records of one answer may weigh.
+    fn budget(&self) -> usize {
+        self.max_bytes.saturating_sub(Response::ENVELOPE_BYTES + record::weight(&self.head()) + 2)
+    }
+}
+
+/// One partition's part of the answer.
+#[derive(Debug)]
+struct Batch {
+    partition: i32,
+    messages: Vec<String>,
+    bytes: usize,
+}
+
+/// How many of `records` one answer takes, rendered: at most `limit`, at most `budget` of weight.
+fn choose<'a>(
+    records: impl IntoIterator<Item = &'a Record>,
+    partition: i32,
+    formats: Formats,
+    limit: usize,
+    budget: usize,
+) -> Vec<String> {
+    let mut left = budget;
+    let mut chosen = Vec::new();
+    for record in records.into_iter().take(limit) {
+        // Not even its bytes would fit: spare the rendering.
+        if record.bytes() > left {
+            break;
+        }
+        let message = record::encode(record, partition, formats);
+        let Some(rest) = left.checked_sub(record::weight(&message) + 1) else { break };
+        left = rest;
+        chosen.push(message);
+    }
+    chosen
+}
+
+/// One call on its way.
+struct Session {
+    group: Arc<Group>,
+    consumers: Arc<Consumers>,
+    retention: Arc<Retention>,
+    /// When the call must be over.
+    deadline: Deadline,
+    /// When an answer without records goes out.
+    answer_at: Instant,
+    params: Params,
+}
+
+/// A partition as one look shows it.
+#[derive(Debug, Clone)]
+struct Seen {
+    partition: i32,
+    position: Position,
+    from: i64,
+    end: i64,
+}
+
+impl Seen {
+    fn waiting(&self) -> usize {
+        usize::try_from(self.end.saturating_sub(self.from)).unwrap_or(0)
+    }
+
+    /// Whether another function has committed here just now.
+    fn is_others(&self, me: u32) -> bool {
+        self.position.mark.as_ref().is_some_and(|mark| mark.holder != me && mark.age() < STICKY)
+    }
+}
+
+impl Session {
+    /// Runs one blocking step, and gives up on it at the deadline: librdkafka may block for longer than it is told.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Group, Instant) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let group = Arc::clone(&self.group);
+        let until = self.deadline.instant().into_std();
+        let running = spawn_blocking(move || step(&group, until));
+        match tokio::time::timeout_at(self.deadline.instant(), running).await {
+            Ok(joined) => joined.map_err(Error::internal)?,
+            Err(_) => Err(Deadline::exceeded()),
+        }
+    }
+
+    /// All partitions: where the group is, and how far they go.
+    async fn look(&self) -> Result<Vec<Seen>, Error> {
+        let (topic, latest) = (self.params.topic.clone(), self.params.latest);
+        self.blocking(move |group, until| {
+            let patience = || until.saturating_duration_since(Instant::now());
+            group.drain_events();
+            let partitions: Vec<i32> = (0..group.partitions(&topic, patience())?).collect();
+            let positions = group.positions(&topic, &partitions, patience())?;
+            let ends = group.ends(&topic, &partitions, patience())?;
+            let starts = if !latest && positions.iter().any(|position| position.committed.is_none()) {
+                group.starts(&topic, &partitions, patience())?
+            } else {
+                ends.clone()
+            };
+            let seen = positions.into_iter().zip(partitions).zip(ends.into_iter().zip(starts));
+            Ok(seen
+                .map(|((position, partition), (end, start))| {
+                    let from = position.committed.unwrap_or(start);
+                    Seen { partition, position, from, end }
+                })
+                .collect())
+        })
+        .await
+    }
+
+    /// Looks, takes, and looks again, until there are records, or time is up.
+    async fn consume(&self, _: &Authorized<Read>) -> Result<Vec<Batch>, Error> {
+        let me = self.consumers.holder;
+        let mut pause = LOOK.0;
+        let mut first_look = true;
+        let mut courteous = true;
+        let mut alone: Option<i32> = None;
+        let mut too_large: HashMap<i32, Error> = HashMap::new();
+        loop {
+            let seen = self.look().await?;
+            if std::mem::take(&mut first_look) {
+                if self.params.latest {
+                    self.fix_start(&seen).await?;
+                }
+                self.renew(&seen, RENEWALS).await?;
+            }
+            let mut waiting: Vec<&Seen> = seen
+                .iter()
+                .filter(|seen| seen.from != seen.end && !too_large.contains_key(&seen.partition))
+                .filter(|seen| !self.is_barren(seen))
+                .collect();
+            order(&mut waiting, me);
+            let free = waiting.iter().filter(|seen| !seen.is_others(me)).count();
+            if let Some(partition) = alone.take() {
+                waiting.retain(|seen| seen.partition == partition);
+            } else if free > 0 {
+                waiting.truncate(free);
+            } else if !waiting.is_empty() && std::mem::take(&mut courteous) {
+                // All that have records are in other hands. A moment for those to go on, then it is our turn.
+                tokio::time::sleep(Duration::from_millis(rand::random_range(2..20))).await;
+                continue;
+            }
+            if waiting.is_empty() {
+                // Nothing is left that could be answered with.
+                if let Some((_, error)) = too_large.drain().next() {
+                    return Err(error);
+                }
+            } else {
+                let outcome = self.take(&waiting).await?;
+                if !outcome.batches.is_empty() {
+                    return Ok(outcome.batches);
+                }
+                if !outcome.undecided.is_empty() {
+                    return Err(undecided_error(&outcome.undecided));
+                }
+                let too_large_before = too_large.len();
+                for (partition, offset, size, full_budget) in outcome.too_large {
+                    if full_budget {
+                        too_large.insert(partition, self.too_large(partition, offset, size));
+                    } else {
+                        alone = Some(partition);
+                    }
+                }
+                if alone.is_some() || too_large.len() > too_large_before {
+                    continue;
+                }
+                // There are records, but others were faster: the wait for records is over, the contest is not.
+                if outcome.lost && self.deadline.left() > CONTEST_END {
+                    tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
+                    continue;
+                }
+            }
+            let now = Instant::now();
+            if now >= self.answer_at {
+                self.renew(&seen, usize::MAX).await?;
+                self.probe(&seen).await?;
+                return Ok(Vec::new());
+            }
+            tokio::time::sleep(pause.min(self.answer_at - now)).await;
+            pause = (pause * 2).min(LOOK.1);
+        }
+    }
+
+    /// Commits again what Kafka would forget otherwise: `at_least` partitions that are due, or a quarter of them.
+    async fn renew(&self, seen: &[Seen], at_least: usize) -> Result<(), Error> {
+        let due: Vec<&Seen> = seen
+            .iter()
+            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.holder))
+            .collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let (retention, topic) = (Arc::clone(&self.retention), self.params.topic.clone());
+        self.blocking(move |group, until| retention.refresh(group, &topic, until)).await?;
+        for seen in due.iter().take(at_least.max(due.len().div_ceil(4))) {
+            self.commit(seen).await?;
+        }
+        Ok(())
+    }
+
+    /// A call without records commits nothing, and so would not notice that the group has live members. Unless somebody
+    /// has committed lately, one position is committed where it is: the coordinator refuses if there are members.
+    async fn probe(&self, seen: &[Seen]) -> Result<(), Error> {
+        let lately = |seen: &Seen| seen.position.mark.as_ref().is_some_and(|mark| mark.age() < PROBE);
+        if seen.iter().any(lately) {
+            return Ok(());
+        }
+        let Some(any) = seen.iter().max_by_key(|seen| seen.position.committed) else { return Ok(()) };
+        self.commit(any).await.map(drop)
+    }
+
+    fn is_barren(&self, seen: &Seen) -> bool {
+        self.consumers.is_barren(&self.group.id, &self.params.topic, seen.partition, seen.from, seen.end)
+    }
+
+    /// With `start=latest`: what is the end at first sight is where the group begins, for good. To find the end anew in
+    /// each call would lose what came between them.
+    async fn fix_start(&self, seen: &[Seen]) -> Result<(), Error> {
+        for seen in seen.iter().filter(|seen| seen.position.committed.is_none()) {
+            self.commit(seen).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits a partition's position where it is. Whether it was done: not, if another call was faster.
+    async fn commit(&self, seen: &Seen) -> Result<bool, Error> {
+        let Some(mut slot) = self.consumers.slot(&self.group, &self.params.topic, seen.partition)? else {
+            return Ok(false);
+        };
+        let (consumers, seen) = (Arc::clone(&self.consumers), seen.clone());
+        self.blocking(move |_, until| {
+            slot.commit(&consumers.claim_settings, &seen.position, seen.from, consumers.holder, until)
+        })
+        .await
+    }
+
+    fn too_large(&self, partition: i32, offset: i64, size: usize) -> Error {
+        Error::new(Code::RecordTooLarge, "The next record of this partition does not fit into one answer (max_bytes)")
+            .with("partition", partition)
+            .with("offset", offset)
+            .with("size", size)
+            .with("group_id", self.params.group.as_str())
+    }
+
+    /// Takes records from the first of `waiting` that together may have enough.
+    async fn take(&self, waiting: &[&Seen]) -> Result<Outcome, Error> {
+        let mut wanted = self.params.limit;
+        let mut asks = Vec::new();
+        for seen in waiting.iter().take(ABREAST) {
+            let limit = seen.waiting().clamp(1, wanted);
+            asks.push(((*seen).clone(), limit));
+            wanted -= limit;
+            if wanted == 0 {
+                break;
+            }
+        }
+        let budget = self.params.budget() / asks.len();
+        let full_budget = asks.len() == 1;
+        let mut running = JoinSet::new();
+        let mut outcome = Outcome::default();
+        let mut awaited = HashSet::new();
+        for (seen, limit) in asks {
+            let Some(mut slot) = self.consumers.slot(&self.group, &self.params.topic, seen.partition)? else {
+                outcome.lost = true;
+                continue;
+            };
+            let (consumers, formats) = (Arc::clone(&self.consumers), self.params.formats);
+            let until = self.deadline.instant().into_std();
+            let partition = seen.partition;
+            awaited.insert(partition);
+            running.spawn_blocking(move || {
+                let ask = Ask {
+                    seen: seen.position,
+                    from: seen.from,
+                    end: seen.end,
+                    records: limit,
+                    bytes: budget,
+                    holder: consumers.holder,
+                };
+                let mut messages = Vec::new();
+                let taken = slot.take(
+                    &consumers.claim_settings,
+                    &ask,
+                    |records| {
+                        messages = choose(records, partition, formats, limit, budget);
+                        messages.len()
+                    },
+                    until,
+                );
+                (partition, taken, messages)
+            });
+        }
+        let mut failed = None;
+        loop {
+            let Ok(next) = tokio::time::timeout_at(self.deadline.instant(), running.join_next()).await else { break };
+            let Some(joined) = next else { break };
+            let (partition, taken, messages) = joined.map_err(Error::internal)?;
+            awaited.remove(&partition);
+            match taken {
+                Ok(Taken::Records(records)) => {
+                    let bytes = records.iter().map(Record::bytes).sum();
+                    outcome.batches.push(Batch { partition, messages, bytes });
+                }
+                Ok(Taken::Nothing) => {}
+                Ok(Taken::Lost) => outcome.lost = true,
+                Ok(Taken::TooLarge { offset, size }) => outcome.too_large.push((partition, offset, size, full_budget)),
+                Ok(Taken::Undecided(error)) => outcome.undecided.push((partition, error)),
+                Err(error) => failed = Some(error.with("partition", partition)),
+            }
+        }
+        // A step that librdkafka still holds may yet commit.
+        running.detach_all();
+        outcome.undecided.extend(awaited.into_iter().map(|partition| (partition, Deadline::exceeded())));
+        outcome.batches.sort_by_key(|batch| batch.partition);
+        match failed {
+            Some(error) if outcome.batches.is_empty() && outcome.undecided.is_empty() => Err(error),
+            Some(error) => {
+                tracing::warn!(%error, "a partition failed beside others");
+                Ok(outcome)
+            }
+            None => Ok(outcome),
+        }
+    }
+}
+
+/// What came of asking some partitions.
+#[derive(Debug, Default)]
+struct Outcome {
+    batches: Vec<Batch>,
+    /// Partition, offset, size, and whether the whole answer was free for it.
+    too_large: Vec<(i32, i64, usize, bool)>,
+    undecided: Vec<(i32, Error)>,
+    lost: bool,
+}
+
+fn undecided_error(undecided: &[(i32, Error)]) -> Error {
+    let results: Vec<Value> =
+        undecided.iter().map(|(partition, _)| json!({ "partition": partition, "status": "undecided" })).collect();
+    Error::new(
+        Code::DeadlineExceeded,
+        "Kafka did not say in time whether the position was moved. Nothing was handed out; records may be skipped",
+    )
+    .with("results", results)
+}
+
+/// Sorts partitions with records: first those in nobody else's hands, and of these the one that was served longest ago.
+fn order(waiting: &mut [&Seen], me: u32) {
+    // Equal ones in any order, so that functions that start together do not all want the same.
+    waiting.sort_by_cached_key(|seen| {
+        let served = seen.position.mark.as_ref().map_or(0, |mark| mark.at);
+        (seen.is_others(me), served, rand::random::<u32>())
+    });
+}

@@ -1,0 +1,239 @@
+//! The only place that knows HTTP: events in, answers out.
+//!
+//! Every call takes one way, forward only: route and deadline, [`Principal`](crate::auth::Principal), permission
+//! ([`May`]), and only then the body; what comes back, an answer or an [`Error`], becomes a [`Reply`] here, and one log
+//! line and its counters in [`telemetry`].
+
+pub mod problem;
+pub mod request;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::ser::SerializeMap;
+
+use self::request::{Event, Request};
+use crate::auth::{Action, Authenticator, May};
+use crate::config::Config;
+use crate::deadline::Deadline;
+use crate::errors::{BoxError, Code, Error};
+use crate::names::{GroupId, TopicName};
+use crate::telemetry;
+
+/// One endpoint: a route, the permission it needs, and what it does. Each is one Lambda function.
+pub trait Endpoint: Sized + Send + Sync + 'static {
+    /// The function's name in logs and metrics.
+    const FUNCTION: &'static str;
+    /// The route's method.
+    const METHOD: &'static str;
+    /// The route's path.
+    const PATH: &'static str;
+    /// What the caller must be allowed to do.
+    type Action: Action;
+
+    /// Makes what a warm sandbox keeps. Runs in Lambda's init phase.
+    fn start(config: &Config) -> impl Future<Output = Result<Self, BoxError>> + Send;
+
+    /// Answers one call of a caller who may do [`Self::Action`] somewhere; where, is checked by
+    /// [`May::on`] as soon as the request says it.
+    fn call(&self, may: &May<Self::Action>, call: &Call) -> impl Future<Output = Result<Reply, Error>> + Send;
+
+    /// Called at SIGTERM, with some 300 ms left.
+    fn stop(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// What an endpoint gets of a call, and what it says about it on the way, for the log line and the counters.
+#[derive(Debug)]
+pub struct Call {
+    /// The request.
+    pub request: Request,
+    /// When the answer must be there.
+    pub deadline: Deadline,
+    principal: OnceLock<String>,
+    topic: OnceLock<TopicName>,
+    topic_exists: AtomicBool,
+    group: OnceLock<GroupId>,
+}
+
+impl Call {
+    fn new(event: Event, deadline: Deadline) -> Self {
+        Self {
+            request: Request::new(event),
+            deadline,
+            principal: OnceLock::new(),
+            topic: OnceLock::new(),
+            topic_exists: AtomicBool::new(false),
+            group: OnceLock::new(),
+        }
+    }
+
+    /// Names the topic in the log line.
+    pub fn on_topic(&self, topic: &TopicName) {
+        let _ = self.topic.set(topic.clone());
+    }
+
+    /// Names the group in the log line.
+    pub fn on_group(&self, group: &GroupId) {
+        let _ = self.group.set(group.clone());
+    }
+
+    /// From here on the topic may be a metric's label: the caller may use it, and it exists.
+    pub fn topic_exists(&self) {
+        self.topic_exists.store(true, Ordering::Relaxed);
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The body's type.
+    pub content_type: &'static str,
+    /// The body, always text.
+    pub body: String,
+    /// `Cache-Control`: `no-store` on everything, as an answer is for one caller and one moment.
+    pub www_authenticate: Option<&'static str>,
+    /// `Retry-After`, in whole seconds.
+    pub retry_after: Option<Duration>,
+    /// `Allow`, for 405.
+    pub allow: Option<String>,
+}
+
+impl Reply {
+    /// A JSON answer.
+    pub fn json(status: u16, body: String) -> Self {
+        Self { status, content_type: "application/json", body, www_authenticate: None, retry_after: None, allow: None }
+    }
+}
+
+/// API Gateway's response, payload format 2.0.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    status_code: u16,
+    headers: Headers,
+    body: String,
+    is_base64_encoded: bool,
+}
+
+#[derive(Debug)]
+struct Headers {
+    content_type: &'static str,
+    www_authenticate: Option<&'static str>,
+    retry_after: Option<Duration>,
+    allow: Option<String>,
+    request_id: String,
+}
+
+impl Serialize for Headers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("content-type", self.content_type)?;
+        map.serialize_entry("cache-control", "no-store")?;
+        map.serialize_entry("x-content-type-options", "nosniff")?;
+        map.serialize_entry("x-request-id", &self.request_id)?;
+        if let Some(challenge) = self.www_authenticate {
+            map.serialize_entry("www-authenticate", challenge)?;
+        }
+        if let Some(after) = self.retry_after {
+            map.serialize_entry("retry-after", &after.as_secs().max(1).to_string())?;
+        }
+        if let Some(allow) = &self.allow {
+            map.serialize_entry("allow", allow)?;
+        }
+        map.end()
+    }
+}
+
+impl Response {
+    /// What the answer weighs beside its body: the bytes of the response event around it, rounded up.
+    pub const ENVELOPE_BYTES: usize = 1024;
+
+    fn new(reply: Reply, request_id: &str) -> Self {
+        Self {
+            status_code: reply.status,
+            headers: Headers {
+                content_type: reply.content_type,
+                www_authenticate: reply.www_authenticate,
+                retry_after: reply.retry_after,
+                allow: reply.allow,
+                request_id: request_id.to_owned(),
+            },
+            body: reply.body,
+            is_base64_encoded: false,
+        }
+    }
+}
+
+/// One function's way through, shared by all calls of a sandbox.
+pub struct Service<E> {
+    endpoint: E,
+    authenticator: Authenticator,
+    ceiling: Duration,
+    cold: AtomicBool,
+}
+
+impl<E: std::fmt::Debug> std::fmt::Debug for Service<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl<E: Endpoint> Service<E> {
+    /// Puts an endpoint behind the check of its callers.
+    pub fn new(endpoint: E, authenticator: Authenticator, ceiling: Duration) -> Self {
+        Self { endpoint, authenticator, ceiling, cold: AtomicBool::new(true) }
+    }
+
+    /// The endpoint.
+    pub fn endpoint(&self) -> &E {
+        &self.endpoint
+    }
+
+    /// Answers one event. Never fails: what goes wrong is an answer too.
+    pub async fn answer(&self, event: Event, lambda_request_id: &str, invocation_deadline_ms: u64) -> Response {
+        let started = Instant::now();
+        let cold_start = self.cold.swap(false, Ordering::Relaxed);
+        let call = Call::new(event, Deadline::of_invocation(invocation_deadline_ms, self.ceiling));
+        let request_id = call.request.id(lambda_request_id).to_owned();
+        let result = self.respond(&call).await;
+        let error = result.as_ref().err();
+        let status = result.as_ref().map_or_else(|error| error.code().status(), |reply| reply.status);
+        telemetry::request_finished(&telemetry::Finished {
+            function: E::FUNCTION,
+            request_id: &request_id,
+            topic: call.topic.get().map(TopicName::as_str),
+            topic_label: call.topic_exists.load(Ordering::Relaxed),
+            group: call.group.get().map(GroupId::as_str),
+            principal: call.principal.get().map(String::as_str),
+            status,
+            error,
+            duration: started.elapsed(),
+            cold_start,
+            trace_id: call.request.trace_parent().map(|parent| parent.trace_id),
+        });
+        let reply = result.unwrap_or_else(|error| problem::reply(&error, &request_id));
+        Response::new(reply, &request_id)
+    }
+
+    async fn respond(&self, call: &Call) -> Result<Reply, Error> {
+        let request = &call.request;
+        // A base path mapping or a named stage stands before the route.
+        if !request.path().ends_with(E::PATH) {
+            return Err(Error::new(Code::RouteNotFound, format!("This function serves {} {}", E::METHOD, E::PATH)));
+        }
+        if request.method() != E::METHOD {
+            return Err(Error::new(Code::MethodNotAllowed, format!("Only {} is allowed here", E::METHOD))
+                .with("allow", E::METHOD));
+        }
+        let authorization: Vec<&str> = request.header("authorization").into_iter().collect();
+        let principal = self.authenticator.authenticate(&authorization, call.deadline.instant()).await;
+        let principal = principal.inspect_err(telemetry::refused)?;
+        let _ = call.principal.set(principal.subject().to_owned());
+        let may = principal.may::<E::Action>()?;
+        self.endpoint.call(&may, call).await
+    }
+}

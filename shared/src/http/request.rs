@@ -1,0 +1,278 @@
+//! API Gateway's event → what an endpoint reads. Nothing is parsed before somebody may ask for it: the body stays as it
+//! came until [`Request::json_body`].
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+use crate::errors::{Code, Error};
+
+/// API Gateway's event (payload format 2.0), as far as it is read.
+///
+/// Not `aws_lambda_events`: its headers refuse what HTTP allows (a byte above 127), and then the whole invocation fails
+/// with an error that quotes the value. Every member is optional here, so that any event gets an answer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Event {
+    raw_path: String,
+    raw_query_string: String,
+    headers: HashMap<String, String>,
+    request_context: RequestContext,
+    body: Option<String>,
+    is_base64_encoded: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RequestContext {
+    request_id: Option<String>,
+    http: HttpDescription,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct HttpDescription {
+    method: String,
+}
+
+/// One HTTP request.
+#[derive(Debug)]
+pub struct Request {
+    event: Event,
+}
+
+impl Request {
+    /// Takes API Gateway's event.
+    pub fn new(event: Event) -> Self {
+        Self { event }
+    }
+
+    /// The method, in capitals.
+    pub fn method(&self) -> &str {
+        &self.event.request_context.http.method
+    }
+
+    /// The path, before any decoding.
+    pub fn path(&self) -> &str {
+        &self.event.raw_path
+    }
+
+    /// A header's value. API Gateway joins repeated headers with commas, and sends names in small letters; not every
+    /// other sender does.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = &self.event.headers;
+        headers
+            .get(name)
+            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+            .map(String::as_str)
+    }
+
+    /// The query's parameters. `400` where one is repeated or not among `known`: a parameter that is silently ignored
+    /// is one that its sender relies on.
+    pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
+        let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
+        for (name, value) in form_urlencoded::parse(self.event.raw_query_string.as_bytes()) {
+            let Some(known) = known.iter().find(|known| **known == name) else {
+                return Err(Error::new(Code::InvalidParameter, "The query holds a parameter that is not known here")
+                    .with("allowed", known.to_vec()));
+            };
+            if pairs.iter().any(|(seen, _)| *seen == name) {
+                return Err(Error::new(Code::InvalidParameter, format!("{known}: is given more than once")));
+            }
+            pairs.push((name, value));
+        }
+        Ok(Query(pairs))
+    }
+
+    /// The body's bytes, if it is JSON by its content type (or has none). API Gateway sends base64 for what it does not
+    /// take for text.
+    pub fn json_body(&self) -> Result<Cow<'_, [u8]>, Error> {
+        if let Some(content_type) = self.header("content-type") {
+            let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            if !(essence.is_empty() || essence == "application/json" || is_json_suffix(&essence)) {
+                return Err(Error::new(Code::UnsupportedMediaType, "Content-Type must be application/json or +json"));
+            }
+        }
+        let body = self.event.body.as_deref().unwrap_or_default();
+        if self.event.is_base64_encoded {
+            let bytes = STANDARD
+                .decode(body)
+                .map_err(|error| Error::new(Code::InvalidJson, "The body's base64 is not valid").source(error))?;
+            return Ok(Cow::Owned(bytes));
+        }
+        Ok(Cow::Borrowed(body.as_bytes()))
+    }
+
+    /// The id API Gateway gave the request, or else Lambda's.
+    pub fn id<'a>(&'a self, lambda: &'a str) -> &'a str {
+        self.event.request_context.request_id.as_deref().filter(|id| !id.is_empty()).unwrap_or(lambda)
+    }
+}
+
+/// A media type with the structured suffix `+json` (RFC 6839).
+fn is_json_suffix(essence: &str) -> bool {
+    essence
+        .split_once('/')
+        .is_some_and(|(kind, subtype)| !kind.is_empty() && subtype.len() > 5 && subtype.ends_with("+json"))
+}
+
+/// The parameters of a query, each at most once and each known.
+#[derive(Debug)]
+pub struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl Query<'_> {
+    /// A parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
+
+    /// A parameter that must be there.
+    pub fn required(&self, name: &'static str) -> Result<&str, Error> {
+        self.get(name).ok_or_else(|| Error::new(Code::MissingParameter, format!("{name}: is required")))
+    }
+
+    /// A whole number within bounds.
+    pub fn number(
+        &self,
+        name: &'static str,
+        default: usize,
+        bounds: std::ops::RangeInclusive<usize>,
+    ) -> Result<usize, Error> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        // `usize::from_str` would take a leading plus.
+        let number = if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None };
+        number.filter(|number| bounds.contains(number)).ok_or_else(|| {
+            Error::new(
+                Code::InvalidParameter,
+                format!("{name}: must be a whole number from {} to {}", bounds.start(), bounds.end()),
+            )
+        })
+    }
+
+    /// One of a few words.
+    pub fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Error> {
+        let Some(text) = self.get(name) else { return Ok(default) };
+        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            Error::new(Code::InvalidParameter, format!("{name}: must be one of {}", words.join(", ")))
+        })
+    }
+}
+
+/// The caller's position in a trace (W3C Trace Context, level 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceParent<'a> {
+    /// The header as it came.
+    pub header: &'a str,
+    /// 32 hexadecimal digits.
+    pub trace_id: &'a str,
+}
+
+impl Request {
+    /// A well-formed `traceparent`; a malformed one is ignored, as the specification asks.
+    pub fn trace_parent(&self) -> Option<TraceParent<'_>> {
+        let header = self.header("traceparent")?;
+        let mut parts = header.split('-');
+        let (version, trace_id, parent_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let hex = |text: &str, length: usize| {
+            text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+        let known = hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+        (known && hex(trace_id, 32) && !zero(trace_id) && hex(parent_id, 16) && !zero(parent_id) && hex(flags, 2))
+            .then_some(TraceParent { header, trace_id })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(event: serde_json::Value) -> Request {
+        Request::new(serde_json::from_value(event).expect("an event"))
+    }
+
+    #[test]
+    fn any_event_can_be_read() {
+        for event in [
+            serde_json::json!({}),
+            serde_json::json!({ "version": "2.0", "headers": { "x": "\u{fc}\u{7}" }, "rawQueryString": "a=\"<>", "cookies": [] }),
+        ] {
+            let request = request(event);
+            assert_eq!(request.path(), "");
+            assert!(request.json_body().expect("none is JSON").is_empty());
+        }
+    }
+
+    #[test]
+    fn the_query_holds_what_is_known_and_once() {
+        let of = |raw: &str| request(serde_json::json!({ "rawQueryString": raw }));
+        let read = of("topic=a%2Bb+c&limit=");
+        let query = read.query(&["topic", "limit"]).expect("known");
+        assert_eq!(query.get("topic"), Some("a+b c"));
+        assert_eq!(query.required("group_id").expect_err("missing").code(), Code::MissingParameter);
+        for text in ["", "0", "-1", "+5", "5.0", "1e2", "１", "99999999999999999999999", "1001"] {
+            let read = of(&format!("limit={text}"));
+            let error = read.query(&["limit"]).and_then(|query| query.number("limit", 1, 1..=1000)).expect_err(text);
+            assert_eq!(error.code(), Code::InvalidParameter, "{text}");
+        }
+        for raw in ["topic=a&topic=a", "topic=a&secret=b"] {
+            let error = of(raw).query(&["topic"]).expect_err(raw);
+            assert_eq!(error.code(), Code::InvalidParameter);
+            assert!(!error.detail().contains("secret"));
+        }
+    }
+
+    #[test]
+    fn bodies_are_json_plain_or_in_base64() {
+        let of = |kind: Option<&str>, base64: bool, body: &str| {
+            request(serde_json::json!({
+                "headers": kind.map(|kind| serde_json::json!({ "Content-Type": kind })).unwrap_or(serde_json::json!({})),
+                "body": body, "isBase64Encoded": base64
+            }))
+            .json_body()
+            .map(Cow::into_owned)
+            .map_err(|error| error.code())
+        };
+        for kind in [
+            None,
+            Some(""),
+            Some("application/json"),
+            Some("Application/JSON; charset=utf-8"),
+            Some("application/cloudevents+json"),
+        ] {
+            assert_eq!(of(kind, false, "{}"), Ok(b"{}".to_vec()), "{kind:?}");
+        }
+        assert_eq!(of(None, true, "e30="), Ok(b"{}".to_vec()));
+        assert_eq!(of(None, true, "e30"), Err(Code::InvalidJson));
+        for kind in ["text/plain", "application/xml", "application/x+jsonx", "+json", "application/+json", "json"] {
+            assert_eq!(of(Some(kind), false, "{}"), Err(Code::UnsupportedMediaType), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_trace_is_no_trace() {
+        let of = |header: &str| {
+            request(serde_json::json!({ "headers": { "traceparent": header } }))
+                .trace_parent()
+                .map(|p| p.trace_id.to_owned())
+        };
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(of(&format!("00-{trace}-00f067aa0ba902b7-01")).as_deref(), Some(trace));
+        assert_eq!(of(&format!("01-{trace}-00f067aa0ba902b7-01-more")).as_deref(), Some(trace));
+        for bad in [
+            String::new(),
+            format!("00-{trace}-00f067aa0ba902b7"),
+            format!("00-{trace}-00f067aa0ba902b7-01-more"),
+            format!("ff-{trace}-00f067aa0ba902b7-01"),
+            format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{trace}-{}-01", "0".repeat(16)),
+        ] {
+            assert_eq!(of(&bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The exclusive hand-over: a compare-and-set on a group's position in a partition, with nothing but Kafka.
+//!
+//! Whoever wants to move the position does it inside a transaction whose `transactional.id` names topic, partition and
+//! group (KIP-98). Kafka lets one producer at a time use such an id: `init_transactions` raises its epoch, fences whoever
+//! used it before, and completes or aborts what that one had open. So between our claim and our commit nobody else's
+//! commit can succeed, and a stable read after the claim shows what ours is based on:
+//!
+//! 1. claim (skipped while the claim of an earlier call is still good),
+//! 2. read the position, stable (KIP-447): if it is not what the records were read from, they are not ours,
+//! 3. commit the new position, with a mark that holds a nonce, through the transaction,
+//! 4. hand the records out.
+//!
+//! If the outcome of 3 is not known (a fenced or timed-out `EndTxn` may have been applied), a new claim settles it and
+//! the nonce tells. While that cannot be learned, nothing is handed out.
+//!
+//! What must never happen: records handed out whose commit is not known to be done; a commit that is not based on a
+//! stable read made under the same claim.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer as _};
+
+use super::client::{self, Context};
+use super::error::{from_kafka, unreachable};
+use super::group::{Group, marked};
+use super::position::{Mark, Position};
+use crate::config::KafkaConfig;
+use crate::errors::Error;
+use crate::names::{GroupId, TopicName};
+
+/// The longest that one step of a transaction may block. librdkafka sometimes blocks longer than it is told; the caller
+/// of the blocking thread keeps its own deadline.
+const STEP: Duration = Duration::from_secs(2);
+
+/// The transactional id of a position. The ids are a wire protocol: two schemes would exclude nothing, so the version is
+/// part of it, and the prefix is what IAM policies grant. A topic's name holds no colon, so nothing is ambiguous.
+fn transactional_id(group: &GroupId, topic: &TopicName, partition: i32) -> String {
+    format!("kafka-gateway:1:{topic}:{partition}:{group}")
+}
+
+/// The settings of the producers that hold claims.
+pub fn settings(config: &KafkaConfig) -> ClientConfig {
+    let mut settings = client::settings(config);
+    settings
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        // A holder that is frozen with a transaction open holds stable readers up for this long, and somewhat more.
+        .set("transaction.timeout.ms", "10000")
+        .set("message.timeout.ms", "10000")
+        .set("linger.ms", "0");
+    settings
+}
+
+/// How a commit ended.
+#[derive(Debug)]
+pub enum Committed {
+    /// It is done.
+    Yes,
+    /// It is not done and never will be: somebody else has claimed the position.
+    Fenced,
+    /// It may be done or not; [`Claim::settle`] finds out.
+    Undecided(KafkaError),
+}
+
+/// The right to move one group's position in one partition, as long as nobody else claims it.
+pub struct Claim {
+    group: Arc<Group>,
+    topic: TopicName,
+    partition: i32,
+    producer: BaseProducer<Context>,
+}
+
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claim").field("topic", &self.topic).field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+impl Claim {
+    /// Takes the position over from whoever held it. Blocks.
+    pub fn take(
+        settings: &ClientConfig,
+        group: &Arc<Group>,
+        topic: &TopicName,
+        partition: i32,
+        until: Instant,
+    ) -> Result<Self, Error> {
+        let mut settings = settings.clone();
+        settings.set("transactional.id", transactional_id(&group.id, topic, partition));
+        let producer: BaseProducer<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
+        initialise(&producer, until)?;
+        Ok(Self { group: Arc::clone(group), topic: topic.clone(), partition, producer })
+    }
+
+    /// The position, read under this claim.
+    pub fn position(&self, until: Instant) -> Result<Position, Error> {
+        let read = self.group.positions(&self.topic, &[self.partition], patience(until))?;
+        read.into_iter().next().ok_or_else(|| Error::internal("no position"))
+    }
+
+    /// Moves the position to `offset`, with a mark that holds a new nonce. After anything but `Ok(Committed::Yes)` the
+    /// claim is used up and must be dropped.
+    ///
+    /// Errors: `409 group_in_use`, `403` by Kafka's ACLs, `503`: nothing is committed.
+    pub fn commit(&self, offset: i64, mark: &Mark, until: Instant) -> Result<Committed, Error> {
+        let offsets = marked(&self.topic, self.partition, offset, mark)?;
+        let metadata = self.group.metadata()?;
+        self.producer.begin_transaction().map_err(from_kafka)?;
+        if let Err(error) = self.producer.send_offsets_to_transaction(&offsets, &metadata, patience(until)) {
+            // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
+            let _ = self.producer.abort_transaction(patience(until));
+            return match error.rdkafka_error_code() {
+                Some(code) if is_fenced(code) => Ok(Committed::Fenced),
+                Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::FencedInstanceId) => {
+                    Err(self.group.refusal(patience(until)).source(error))
+                }
+                _ => Err(unreachable(error)),
+            };
+        }
+        match self.producer.commit_transaction(patience(until)) {
+            Ok(()) => Ok(Committed::Yes),
+            Err(error) => Ok(Committed::Undecided(error)),
+        }
+    }
+
+    /// Whether a commit whose outcome was lost was done after all; also the position as it is now.
+    ///
+    /// A new claim first completes or aborts what was open. Where `error` says that somebody else has claimed the
+    /// position, they have done that already, and a stable read is enough: claiming it back would only cost them theirs.
+    pub fn settle(
+        self,
+        settings: &ClientConfig,
+        error: &KafkaError,
+        nonce: u64,
+        until: Instant,
+    ) -> Result<(Option<Self>, bool), Error> {
+        let claim = if error.rdkafka_error_code().is_some_and(is_fenced) {
+            None
+        } else {
+            Some(Self::take(settings, &self.group, &self.topic, self.partition, until)?)
+        };
+        let position = self.position(until)?;
+        let done = position.mark.as_ref().is_some_and(|mark| mark.includes(nonce));
+        Ok((claim, done))
+    }
+}
+
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch
+            | RDKafkaErrorCode::InvalidProducerIdMapping
+            | RDKafkaErrorCode::Fatal
+    )
+}
+
+fn patience(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), STEP)
+}
+
+/// `init_transactions`, without its trap: librdkafka asks for a producer id before a broker is connected, or meets the
+/// transaction of the holder before it, and then waits on a 500 ms timer. A metadata reply makes it look again.
+fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Error> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = producer.client().fetch_metadata(Some("?"), Duration::from_millis(500));
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        let result = loop {
+            match producer.init_transactions(patience(until)) {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < until => {}
+                other => break other,
+            }
+        };
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+    .map_err(unreachable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactional_ids_are_unambiguous_and_never_change() {
+        let id = |topic: &str, partition, group: &str| {
+            transactional_id(
+                &GroupId::parse(group).expect("group"),
+                &TopicName::parse(topic).expect("topic"),
+                partition,
+            )
+        };
+        // Functions of different releases exclude each other by these very bytes.
+        assert_eq!(id("orders.v1", 3, "team:a"), "kafka-gateway:1:orders.v1:3:team:a");
+        assert_ne!(id("a", 1, "1:b"), id("a", 11, "b"));
+    }
+}

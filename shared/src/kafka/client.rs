@@ -1,0 +1,129 @@
+//! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientContext, Statistics};
+
+use crate::config::{KafkaConfig, Security};
+
+/// The settings of a client, before its role adds its own.
+///
+/// `KAFKA_PROPERTIES` come after the product's tuning and may change it; what the product promises is set by the role
+/// later, and `config` refuses it as a property.
+pub fn settings(config: &KafkaConfig) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings
+        .set("bootstrap.servers", &config.bootstrap_servers)
+        .set("client.id", "kafka-gateway")
+        // A client's second connection waits for half of this (but never under 11 ms), and a cold start has two.
+        .set("reconnect.backoff.ms", "10")
+        .set("reconnect.backoff.max.ms", "1000")
+        // What a call waits for when it meets the markers of the transaction before it.
+        .set("retry.backoff.ms", "2")
+        .set("retry.backoff.max.ms", "100")
+        .set("socket.timeout.ms", "3000")
+        .set("socket.connection.setup.timeout.ms", "3000")
+        .set("socket.keepalive.enable", "true")
+        // A thawed sandbox finds its connections closed; that is no event.
+        .set("log.connection.close", "false")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    for (name, value) in &config.properties {
+        settings.set(name, value);
+    }
+    settings.set("allow.auto.create.topics", "false");
+    secure(&mut settings, config);
+    settings
+}
+
+/// The one place where a client learns how its connection is secured.
+fn secure(settings: &mut ClientConfig, config: &KafkaConfig) {
+    let protocol = match &config.security {
+        Security::Plaintext => "plaintext",
+        Security::Tls => "ssl",
+        Security::Mtls { certificate, key } => {
+            settings
+                .set("ssl.certificate.location", certificate.to_string_lossy())
+                .set("ssl.key.location", key.to_string_lossy());
+            "ssl"
+        }
+        Security::Scram { mechanism, username, password } => {
+            settings.set("sasl.mechanism", *mechanism).set("sasl.username", username).set("sasl.password", password);
+            "sasl_ssl"
+        }
+    };
+    settings.set("security.protocol", protocol);
+    if !matches!(config.security, Security::Plaintext) {
+        // Vendored OpenSSL looks for roots in a folder that does not exist; `probe` finds the system's.
+        let roots = config.ca_file.as_ref().map_or("probe".into(), |file| file.to_string_lossy());
+        settings.set("ssl.ca.location", roots);
+    }
+}
+
+/// Sends librdkafka's log lines and errors to the product's log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::error!(target: "librdkafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(target: "librdkafka", facility, "{message}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for Context {}
+
+impl rdkafka::producer::ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &rdkafka::producer::DeliveryResult<'_>, (): ()) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(security: Security) -> KafkaConfig {
+        KafkaConfig {
+            bootstrap_servers: "localhost:9092".into(),
+            security,
+            ca_file: None,
+            properties: vec![("client.rack".into(), "a".into()), ("retry.backoff.ms".into(), "5".into())],
+            auto_create_topics: false,
+            delivery: crate::config::Delivery::Exclusive,
+        }
+    }
+
+    #[test]
+    fn each_kind_of_security_is_one_librdkafka_accepts() {
+        for (security, protocol) in [
+            (Security::Plaintext, "plaintext"),
+            (Security::Tls, "ssl"),
+            (Security::Scram { mechanism: "SCRAM-SHA-512", username: "u".into(), password: "p".into() }, "sasl_ssl"),
+        ] {
+            let settings = settings(&config(security));
+            assert_eq!(settings.get("security.protocol"), Some(protocol));
+            settings.create_native_config().expect("known to librdkafka");
+        }
+    }
+
+    #[test]
+    fn properties_tune_but_never_undo() {
+        let settings = settings(&config(Security::Plaintext));
+        assert_eq!(settings.get("retry.backoff.ms"), Some("5"));
+        assert_eq!(settings.get("client.rack"), Some("a"));
+    }
+}

@@ -1,0 +1,97 @@
+//! The Kafka clients that a sandbox keeps for consuming, and no more of them than it can hold.
+//!
+//! A client is about 4 threads and, on one broker, 8 file descriptors; a Lambda function has 1024 of each. The least
+//! recently used are dropped, off the call's path, since librdkafka takes its time to end.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use rdkafka::config::ClientConfig;
+
+use super::handover::Slot;
+use super::{claim, group};
+use crate::config::{Delivery, KafkaConfig};
+use crate::errors::Error;
+use crate::kafka::group::Group;
+use crate::names::{GroupId, TopicName};
+
+const GROUPS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
+const SLOTS: usize = 32;
+
+/// A partition of a group; whoever locks it has it in this sandbox.
+pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
+
+type Key = (GroupId, TopicName, i32);
+
+/// The sandbox's groups and partitions.
+#[derive(Debug)]
+pub struct Consumers {
+    group_settings: ClientConfig,
+    /// The settings of the producers that hold claims.
+    pub claim_settings: ClientConfig,
+    /// This sandbox, in the marks of its commits.
+    pub holder: u32,
+    delivery: Delivery,
+    groups: Mutex<LruCache<GroupId, Arc<Group>>>,
+    slots: Mutex<LruCache<Key, SharedSlot>>,
+}
+
+impl Consumers {
+    /// No clients yet: which group will call is not known at init.
+    pub fn new(config: &KafkaConfig) -> Self {
+        Self {
+            group_settings: group::settings(config),
+            claim_settings: claim::settings(config),
+            holder: rand::random(),
+            delivery: config.delivery,
+            groups: Mutex::new(LruCache::new(GROUPS)),
+            slots: Mutex::new(LruCache::unbounded()),
+        }
+    }
+
+    /// The handle of a group.
+    pub fn group(&self, id: &GroupId) -> Result<Arc<Group>, Error> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(id) {
+            return Ok(Arc::clone(group));
+        }
+        let group = Arc::new(Group::open(&self.group_settings, id)?);
+        if let Some((_, evicted)) = groups.push(id.clone(), Arc::clone(&group)) {
+            tokio::task::spawn_blocking(move || drop(evicted));
+        }
+        Ok(group)
+    }
+
+    /// The slot of a partition, unless another call of this sandbox has it, or other calls have all the slots.
+    pub fn slot(
+        &self,
+        group: &Arc<Group>,
+        topic: &TopicName,
+        partition: i32,
+    ) -> Result<Option<tokio::sync::OwnedMutexGuard<Slot>>, Error> {
+        let key = (group.id.clone(), topic.clone(), partition);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(&key) {
+            return Ok(Arc::clone(slot).try_lock_owned().ok());
+        }
+        if slots.len() >= SLOTS {
+            // One in use stays: a second slot for the same partition would read from the same queue.
+            let idle = slots.iter().rev().find(|(_, slot)| Arc::strong_count(slot) == 1).map(|(key, _)| key.clone());
+            let Some(evicted) = idle.and_then(|key| slots.pop(&key)) else { return Ok(None) };
+            tokio::task::spawn_blocking(move || drop(evicted));
+        }
+        let slot = Arc::new(tokio::sync::Mutex::new(Slot::new(group, topic, partition, self.delivery)?));
+        slots.put(key, Arc::clone(&slot));
+        Ok(slot.try_lock_owned().ok())
+    }
+
+    /// Whether it is known that a partition has no record from `from` to `end`.
+    pub fn is_barren(&self, group: &GroupId, topic: &TopicName, partition: i32, from: i64, end: i64) -> bool {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots
+            .peek(&(group.clone(), topic.clone(), partition))
+            .and_then(|slot| slot.try_lock().ok())
+            .is_some_and(|slot| slot.is_barren(from, end))
+    }
+}

@@ -1,0 +1,204 @@
+//! Records of one partition, from an offset on.
+//!
+//! The partition is assigned to the group's consumer only while a call fetches, so that nothing is under way when the
+//! sandbox may freeze. What was fetched beyond one call's need is kept for the next.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
+use rdkafka::consumer::Consumer;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+
+use super::client::Context;
+use super::error::{from_kafka, unreachable};
+use super::group::{Group, list};
+use super::position::now_ms;
+use crate::errors::{Code, Error};
+use crate::names::TopicName;
+use crate::record::{Record, Records};
+
+/// How long fetched records are kept. Longer would hand out what retention or a deletion of the topic took back.
+const KEEP_MS: u64 = 5_000;
+
+/// The most bytes that are fetched ahead of need.
+const AHEAD_BYTES: usize = 1024 * 1024;
+
+/// The longest pause within one partition's records before what is there is taken.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What a fetch found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// What was asked for is in the buffer, or all there is.
+    Records,
+    /// The log does not reach, or no longer holds, that offset.
+    OutOfRange,
+}
+
+/// A partition's window: records from `start` (in the buffer) up to `next`.
+#[derive(Debug)]
+pub struct Window {
+    topic: TopicName,
+    partition: i32,
+    group: Arc<Group>,
+    queue: Queue,
+    records: Records,
+    bytes: usize,
+    start: i64,
+    next: i64,
+    filled_ms: u64,
+}
+
+struct Queue(PartitionQueue<Context>);
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Queue")
+    }
+}
+
+impl Window {
+    /// An empty window.
+    pub fn new(group: &Arc<Group>, topic: &TopicName, partition: i32) -> Result<Self, Error> {
+        // Split once, before the partition is ever assigned: librdkafka then never forwards it to the common queue.
+        let queue = group
+            .consumer
+            .split_partition_queue(topic.as_str(), partition)
+            .ok_or_else(|| Error::internal("the partition has no queue"))?;
+        Ok(Self {
+            topic: topic.clone(),
+            partition,
+            group: Arc::clone(group),
+            queue: Queue(queue),
+            records: Records::new(),
+            bytes: 0,
+            start: 0,
+            next: 0,
+            filled_ms: 0,
+        })
+    }
+
+    /// The records, in order.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The offset after the first `count` records. After the last, it is where the window ends: past the markers of
+    /// transactions, which are no records.
+    pub fn offset_after(&self, count: usize) -> i64 {
+        self.records.get(count).map_or(self.next, |record| record.offset)
+    }
+
+    /// Removes and returns the first `count` records.
+    pub fn take(&mut self, count: usize) -> Vec<Record> {
+        self.start = self.offset_after(count);
+        let taken: Vec<Record> = self.records.drain(..count).collect();
+        self.bytes -= taken.iter().map(Record::bytes).sum::<usize>();
+        taken
+    }
+
+    /// Whether the window begins at `from`, holds something, and is fresh.
+    pub fn covers(&self, from: i64) -> bool {
+        self.start == from && !self.records.is_empty() && now_ms().abs_diff(self.filled_ms) < KEEP_MS
+    }
+
+    /// Makes the window begin at `from`, with at least `count` records or `bytes` bytes, or all up to `end` (a last
+    /// stable offset seen before).
+    pub fn fill(&mut self, from: i64, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
+        if !self.covers(from) {
+            self.clear(from);
+        }
+        if self.records.len() >= count || self.bytes >= bytes || (self.next >= end && !self.records.is_empty()) {
+            return Ok(Fetched::Records);
+        }
+        let assigned = list(&self.topic, &[self.partition], Offset::Offset(self.next))?;
+        self.group.consumer.incremental_assign(&assigned).map_err(from_kafka)?;
+        let fetched = self.receive(count, bytes, end, until);
+        // Served before it returns: from here on librdkafka drops what still arrives for the old assignment.
+        self.group.consumer.incremental_unassign(&assigned).map_err(from_kafka)?;
+        self.filled_ms = now_ms();
+        if fetched.is_err() {
+            self.clear(from);
+        }
+        fetched
+    }
+
+    fn clear(&mut self, from: i64) {
+        self.records.clear();
+        self.bytes = 0;
+        self.start = from;
+        self.next = from;
+    }
+
+    fn receive(&mut self, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
+        loop {
+            let enough = self.records.len() >= count || self.bytes >= bytes;
+            if self.bytes >= bytes.max(AHEAD_BYTES) || self.records.len() >= count.saturating_mul(4) {
+                return Ok(Fetched::Records);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            // Once there is enough, only what has already arrived is taken along.
+            let patience = match (enough, self.records.is_empty()) {
+                (true, _) => Duration::ZERO,
+                (false, false) => left.min(PAUSE),
+                (false, true) => left,
+            };
+            let record = match self.queue.0.poll(patience) {
+                Some(Ok(message)) => record(&message),
+                None if !self.records.is_empty() => return Ok(Fetched::Records),
+                None => {
+                    return Err(Error::new(Code::BrokerUnavailable, "The partition's leader did not answer in time"));
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    // Everything below the end was seen, records or not.
+                    self.next = self.next.max(end);
+                    return Ok(Fetched::Records);
+                }
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                        return Ok(Fetched::OutOfRange);
+                    }
+                    // librdkafka goes on by itself when a connection or a leader is lost.
+                    Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown) => continue,
+                    _ if !self.records.is_empty() => return Ok(Fetched::Records),
+                    _ => return Err(unreachable(error)),
+                },
+            };
+            if record.offset < self.next {
+                continue;
+            }
+            self.next = record.offset + 1;
+            self.bytes += record.bytes();
+            self.records.push_back(record);
+        }
+    }
+}
+
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        (0..headers.count())
+            .map(|index| {
+                // rdkafka panics on a name that is not UTF-8, and has no other way to it. One such record must not stop
+                // its partition for ever.
+                let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let header = headers.get(index);
+                    (header.key.to_owned(), header.value.map(<[u8]>::to_vec))
+                }));
+                read.unwrap_or_else(|_| {
+                    tracing::warn!(offset = message.offset(), "a header's name is not UTF-8; it is shown as U+FFFD");
+                    ("\u{fffd}".to_owned(), None)
+                })
+            })
+            .collect()
+    });
+    Record {
+        offset: message.offset(),
+        timestamp: message.timestamp().to_millis().unwrap_or(-1),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}

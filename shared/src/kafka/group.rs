@@ -1,0 +1,242 @@
+//! A consumer group as the gateway uses it: its positions, and a consumer that never joins it.
+//!
+//! All calls here block; they are made from `spawn_blocking`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{self, Context};
+use super::error::{classify, from_kafka, unreachable};
+use super::position::{Mark, Position};
+use super::retention::RENEWAL_CLIENT;
+use crate::config::KafkaConfig;
+use crate::errors::{Code, Error};
+use crate::names::{GroupId, TopicName};
+
+/// How long a topic's number of partitions is believed.
+const TOPIC_AGE: Duration = Duration::from_secs(60);
+
+/// The settings of the consumers that read positions and records for a group.
+pub fn settings(config: &KafkaConfig) -> ClientConfig {
+    let mut settings = client::settings(config);
+    settings
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Only committed records, and positions without transactions pending on them.
+        .set("isolation.level", "read_committed")
+        // Positions are resolved here, never by librdkafka on its own.
+        .set("auto.offset.reset", "error")
+        .set("enable.partition.eof", "true")
+        // With an instance id the coordinator itself refuses our commits while the group has live members.
+        .set("group.instance.id", "kafka-gateway")
+        // A partition that is assigned anew gets nothing before a fetch that waits at the broker has returned.
+        .set("fetch.wait.max.ms", "5")
+        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.error.backoff.ms", "10")
+        .set("queued.min.messages", "10000")
+        .set("queued.max.messages.kbytes", "8192");
+    settings
+}
+
+/// A group's handle. It holds the only consumer of that group in this sandbox.
+pub struct Group {
+    /// The group.
+    pub id: GroupId,
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    topics: Mutex<HashMap<TopicName, (i32, SystemTime)>>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    /// Creates the consumer; connects to nothing yet.
+    pub fn open(settings: &ClientConfig, id: &GroupId) -> Result<Self, Error> {
+        let mut settings = settings.clone();
+        settings.set("group.id", id.as_str());
+        let consumer = settings.create_with_context(Context).map_err(Error::internal)?;
+        Ok(Self { id: id.clone(), consumer: Arc::new(consumer), topics: Mutex::new(HashMap::new()) })
+    }
+
+    /// How many partitions a topic has. `404` where it does not exist.
+    ///
+    /// It also makes the partitions' leaders known: a consumer that is assigned before it knows them waits a second.
+    pub fn partitions(&self, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
+        let seen = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
+        if let Some((partitions, at)) = seen
+            && at.elapsed().is_ok_and(|age| age < TOPIC_AGE)
+        {
+            return Ok(partitions);
+        }
+        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
+        let partitions = partitions_of(&metadata, topic)?;
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.retain(|_, (_, at)| at.elapsed().is_ok_and(|age| age < TOPIC_AGE));
+        topics.insert(topic.clone(), (partitions, SystemTime::now()));
+        Ok(partitions)
+    }
+
+    /// Whether the topic was seen to exist.
+    pub fn knows(&self, topic: &TopicName) -> bool {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).contains_key(topic)
+    }
+
+    /// Commits a position without a transaction and without a membership. Blocks.
+    pub fn commit_plain(&self, topic: &TopicName, partition: i32, offset: i64, mark: &Mark) -> Result<(), Error> {
+        let offsets = marked(topic, partition, offset, mark)?;
+        match self.consumer.commit(&offsets, CommitMode::Sync) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::UnknownMemberId
+                    | RDKafkaErrorCode::FencedInstanceId
+                    | RDKafkaErrorCode::IllegalGeneration
+                    | RDKafkaErrorCode::RebalanceInProgress,
+                ) => Err(self.refusal(Duration::from_secs(2)).source(error)),
+                _ => Err(unreachable(error)),
+            },
+        }
+    }
+
+    /// The group's positions, in the order of `partitions`: an `OffsetFetch` that waits until no transaction is pending
+    /// on them (KIP-447's `require_stable`).
+    pub fn positions(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<Position>, Error> {
+        let asked = list(topic, partitions, Offset::Invalid)?;
+        let read = self.consumer.committed_offsets(asked, patience).map_err(unreachable)?;
+        each(&read, topic, partitions, |element| {
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+            Position::read(committed, element.metadata())
+        })
+    }
+
+    /// The partitions' last stable offsets: below them, every record is decided.
+    pub fn ends(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<i64>, Error> {
+        self.offsets(topic, partitions, Offset::End, patience)
+    }
+
+    /// The partitions' first offsets that are still there.
+    pub fn starts(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<i64>, Error> {
+        self.offsets(topic, partitions, Offset::Beginning, patience)
+    }
+
+    /// One `ListOffsets` a leader, for all partitions at once. (librdkafka's watermark query takes two for each.)
+    fn offsets(
+        &self,
+        topic: &TopicName,
+        partitions: &[i32],
+        which: Offset,
+        patience: Duration,
+    ) -> Result<Vec<i64>, Error> {
+        let asked = list(topic, partitions, which)?;
+        let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable)?;
+        each(&read, topic, partitions, |element| match element.offset() {
+            Offset::Offset(offset) => Ok(offset),
+            other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
+        })
+    }
+
+    /// What proves to the coordinator for which group a transaction's offsets are.
+    pub(super) fn metadata(&self) -> Result<ConsumerGroupMetadata, Error> {
+        self.consumer.group_metadata().ok_or_else(|| Error::internal("the consumer has no group"))
+    }
+
+    /// Takes events that nobody waits for (lost connections, for one) off the consumer's own queue, lest they pile up.
+    pub fn drain_events(&self) {
+        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+            if let Err(error) = event {
+                tracing::debug!(%error, group = %self.id, "consumer event");
+            }
+        }
+    }
+
+    /// Whether the group has members, as far as the older kind of description shows them.
+    ///
+    /// Asked only when the coordinator has refused a commit. A KIP-848 group is shown as `Dead`, with members or not,
+    /// so the coordinator's refusal is what counts there.
+    pub fn refusal(&self, patience: Duration) -> Error {
+        let list = self.consumer.fetch_group_list(Some(self.id.as_str()), patience);
+        // A classic group whose last member has left and that does not know it yet, or that one of ours renews.
+        let passing = list.is_ok_and(|list| {
+            list.groups().first().is_some_and(|group| {
+                let ours = |member: &rdkafka::groups::GroupMemberInfo| member.client_id() == RENEWAL_CLIENT;
+                group.state() != "Dead" && group.members().iter().all(ours)
+            })
+        });
+        if passing {
+            Error::new(Code::BrokerUnavailable, "The consumer group is changing; try again")
+        } else {
+            Error::new(
+                Code::GroupInUse,
+                "The consumer group has live members. Stop them, or use another group: both would get the same records",
+            )
+        }
+        .with("group_id", self.id.as_str())
+    }
+}
+
+/// A list of one topic's partitions, all with one offset.
+pub(super) fn list(topic: &TopicName, partitions: &[i32], offset: Offset) -> Result<TopicPartitionList, Error> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for &partition in partitions {
+        list.add_partition_offset(topic.as_str(), partition, offset).map_err(Error::internal)?;
+    }
+    Ok(list)
+}
+
+/// A list of one position with its mark, ready to commit.
+pub(super) fn marked(topic: &TopicName, partition: i32, offset: i64, mark: &Mark) -> Result<TopicPartitionList, Error> {
+    let offsets = list(topic, &[partition], Offset::Offset(offset))?;
+    let mut element = offsets
+        .find_partition(topic.as_str(), partition)
+        .ok_or_else(|| Error::internal("the list has no partition"))?;
+    element.set_metadata(mark.to_metadata());
+    drop(element);
+    Ok(offsets)
+}
+
+/// Reads a list partition by partition. An error in one of them arrives inside an `Ok` list; taking its offset for an
+/// answer would send the position back to the start.
+fn each<T>(
+    list: &TopicPartitionList,
+    topic: &TopicName,
+    partitions: &[i32],
+    read: impl Fn(&rdkafka::topic_partition_list::TopicPartitionListElem<'_>) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    partitions
+        .iter()
+        .map(|&partition| {
+            let element = list
+                .find_partition(topic.as_str(), partition)
+                .ok_or_else(|| Error::internal("the broker's answer leaves a partition out"))?;
+            element.error().map_err(from_kafka)?;
+            read(&element)
+        })
+        .collect()
+}
+
+/// How many partitions a topic has. `404` where it does not exist.
+pub fn partitions_of(metadata: &Metadata, topic: &TopicName) -> Result<i32, Error> {
+    let about = |error: Error| error.with("topic", topic.as_str());
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic.as_str()) else {
+        return Err(about(Error::internal("the broker's answer leaves the topic out")));
+    };
+    if let Some(error) = found.error() {
+        let code = RDKafkaErrorCode::from(error);
+        let (public, detail) = classify(code);
+        return Err(about(Error::new(public, detail).source(KafkaError::MetadataFetch(code))));
+    }
+    i32::try_from(found.partitions().len()).map_err(Error::internal)
+}

@@ -1,0 +1,12 @@
+//! Kafka, and nothing else: these modules see proofs of permission, names and bytes, never claims or HTTP.
+
+pub mod claim;
+pub mod client;
+pub mod consumers;
+pub mod error;
+pub mod fetch;
+pub mod group;
+pub mod handover;
+pub mod position;
+pub mod producer;
+pub mod retention;

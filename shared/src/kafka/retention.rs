@@ -1,0 +1,107 @@
+//! Keeping positions alive.
+//!
+//! Kafka forgets the position of a partition `offsets.retention.minutes` after its last commit (KIP-211): a partition
+//! that has no records for a week would start over. And where a *classic* group once had members, it forgets all of the
+//! group's positions that long after the last member left, even while positions are committed. So every position is
+//! committed again well before, and such a group is joined and left for a moment, which starts its time anew.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::client::{self, Context};
+use super::error::unreachable;
+use super::group::Group;
+use super::position::Position;
+use crate::config::KafkaConfig;
+use crate::errors::{BoxError, Error};
+use crate::names::TopicName;
+
+/// Kafka's default for `offsets.retention.minutes`.
+const DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// The most that init spends on asking the broker.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The client id of the member that joins for a moment, by which other functions know it.
+pub const RENEWAL_CLIENT: &str = "kafka-gateway-renewal";
+
+/// When a position is due to be committed again.
+#[derive(Debug)]
+pub struct Retention {
+    renew_after: Duration,
+    settings: ClientConfig,
+}
+
+impl Retention {
+    /// Asks a broker for its `offsets.retention.minutes`; where it does not say (by its access control, for one), takes
+    /// Kafka's default.
+    pub async fn discover(config: &KafkaConfig) -> Self {
+        let retention = match tokio::time::timeout(PATIENCE, ask(config)).await {
+            Ok(Ok(retention)) => retention,
+            Ok(Err(error)) => {
+                tracing::info!(error, "offsets.retention.minutes is not known; taking Kafka's default of 7 days");
+                DEFAULT
+            }
+            Err(_) => DEFAULT,
+        };
+        let mut settings = client::settings(config);
+        settings.set("enable.auto.commit", "false").set("client.id", RENEWAL_CLIENT);
+        Self { renew_after: retention / 8, settings }
+    }
+
+    /// Whether a position should be committed again by now.
+    pub fn is_due(&self, position: &Position) -> bool {
+        position.committed.is_some() && position.mark.as_ref().is_none_or(|mark| mark.renewed_ago() > self.renew_after)
+    }
+
+    /// If the group is a classic one that its members have left, starts the time of its positions anew. Blocks, for as
+    /// long as the broker's `group.initial.rebalance.delay.ms` at worst.
+    pub fn refresh(&self, group: &Group, topic: &TopicName, until: Instant) -> Result<(), Error> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let list = group.consumer.fetch_group_list(Some(group.id.as_str()), left()).map_err(unreachable)?;
+        let emptied = |found: &rdkafka::groups::GroupInfo| {
+            found.state() == "Empty" && found.members().is_empty() && !found.protocol_type().is_empty()
+        };
+        if !list.groups().first().is_some_and(emptied) {
+            return Ok(());
+        }
+        tracing::info!(group = %group.id, "joining an emptied classic group for a moment, lest its positions expire");
+        let mut settings = self.settings.clone();
+        settings.set("group.id", group.id.as_str());
+        let member: BaseConsumer<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
+        member.subscribe(&[topic.as_str()]).map_err(Error::internal)?;
+        let joined = |member: &BaseConsumer<Context>| member.assignment().is_ok_and(|list| list.count() > 0);
+        while !joined(&member) && !left().is_zero() {
+            let _ = member.poll(left().min(Duration::from_millis(20)));
+        }
+        member.unsubscribe();
+        Ok(())
+    }
+}
+
+async fn ask(config: &KafkaConfig) -> Result<Duration, BoxError> {
+    let admin: AdminClient<Context> = client::settings(config).create_with_context(Context)?;
+    let (admin, broker) = tokio::task::spawn_blocking(move || {
+        let brokers = admin
+            .inner()
+            .fetch_metadata(Some("?"), PATIENCE)
+            .map(|metadata| metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id));
+        (admin, brokers)
+    })
+    .await?;
+    let broker = broker?.ok_or("the cluster has no broker")?;
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+    let described = admin.describe_configs(&[ResourceSpecifier::Broker(broker)], &options).await?;
+    // Ending a client takes its time.
+    tokio::task::spawn_blocking(move || drop(admin));
+    let described = described.into_iter().next().ok_or("no answer")?.map_err(|error| error.to_string())?;
+    let minutes = described
+        .get("offsets.retention.minutes")
+        .and_then(|entry| entry.value.as_deref())
+        .ok_or("the broker does not say")?
+        .parse::<u32>()?;
+    Ok(Duration::from_secs(60 * u64::from(minutes)))
+}
