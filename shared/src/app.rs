@@ -1,7 +1,9 @@
 //! From the process's start to its end: log, configuration, clients, then calls until Lambda ends the sandbox.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lambda_runtime::{LambdaEvent, service_fn};
 
@@ -10,29 +12,64 @@ use crate::config::Config;
 use crate::errors::BoxError;
 use crate::http::request::Event;
 use crate::http::{Endpoint, Service};
+use crate::metrics::push::Pusher;
+use crate::{lifecycle, metrics, telemetry};
 
-/// Runs one endpoint as this process's Lambda function.
-pub async fn run<E: Endpoint>() -> ExitCode {
-    match start::<E>().await {
+/// Runs one endpoint as this process's Lambda function, until Lambda ends the sandbox. What stops it is one log line,
+/// which names the environment variable where one is at fault.
+pub fn run<E: Endpoint>() -> ExitCode {
+    let started = Instant::now();
+    if let Err(error) = telemetry::init() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the function stops: its runtime cannot be made");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(serve::<E>(started));
+    // A thread that librdkafka holds is not waited for.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            tracing::error!(%error, "the function stops");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn start<E: Endpoint>() -> Result<(), BoxError> {
+async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
     let config = Config::from_env()?;
-    // The identity provider's keys and the Kafka client are waited for at the same time.
-    let (authenticator, endpoint) = tokio::join!(Authenticator::start(&config.oidc), E::start(&config));
+    let client = http_client()?;
+    let pusher = Pusher::install(&config.metrics, client.clone())?;
+    // The identity provider's keys and Kafka are waited for at the same time.
+    let (authenticator, endpoint) = tokio::join!(Authenticator::start(&config.oidc, client), E::start(&config));
     let service = Arc::new(Service::new(endpoint?, authenticator, config.request_timeout));
-    lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| {
+    metrics::initialized(E::FUNCTION, started.elapsed());
+    let answer = service_fn({
         let service = Arc::clone(&service);
-        async move {
-            let LambdaEvent { payload, context } = event;
-            Ok::<_, BoxError>(service.answer(payload, &context.request_id, context.deadline).await)
+        move |event: LambdaEvent<Event>| {
+            let service = Arc::clone(&service);
+            async move {
+                let LambdaEvent { payload, context } = event;
+                Ok::<_, Infallible>(service.answer(payload, &context.request_id, context.deadline).await)
+            }
         }
-    }))
-    .await
+    });
+    lifecycle::run(answer, pusher, service.endpoint().stop()).await
+}
+
+/// The sandbox's one HTTP client, for the identity provider and the Pushgateway.
+pub(crate) fn http_client() -> Result<reqwest::Client, BoxError> {
+    let client = reqwest::Client::builder()
+        // Neither has a reason to send us elsewhere.
+        .redirect(reqwest::redirect::Policy::none())
+        // A connection that was open when the sandbox was frozen is dead when it thaws.
+        .pool_max_idle_per_host(0)
+        .build()?;
+    Ok(client)
 }

@@ -15,6 +15,13 @@ pub struct ConfigError {
     problem: String,
 }
 
+impl ConfigError {
+    /// `problem` must not repeat the value.
+    pub(crate) fn new(variable: &'static str, problem: impl Into<String>) -> Self {
+        Self { variable, problem: problem.into() }
+    }
+}
+
 /// Everything that the environment decides.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -104,12 +111,19 @@ pub struct OidcConfig {
 }
 
 /// Where metrics go.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MetricsConfig {
     /// The Pushgateway's base address; nothing is pushed without one.
     pub pushgateway_url: Option<String>,
     /// The `job` label.
     pub job: String,
+}
+
+impl std::fmt::Debug for MetricsConfig {
+    /// The address may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MetricsConfig").field("job", &self.job).finish_non_exhaustive()
+    }
 }
 
 /// What `KAFKA_PROPERTIES` may not set, since the product sets or promises it.
@@ -234,7 +248,7 @@ fn properties(env: &Variables) -> Result<Vec<(String, String)>, ConfigError> {
 }
 
 fn bad(variable: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError { variable, problem: problem.into() }
+    ConfigError::new(variable, problem)
 }
 
 fn missing(variable: &'static str) -> ConfigError {
@@ -376,7 +390,12 @@ mod tests {
 
     #[test]
     fn credentials_never_show() {
-        let config = read(&[("KAFKA_SECURITY", "scram-sha-512"), ("KAFKA_CREDENTIALS", "user:pa:ss")]).expect("valid");
+        let config = read(&[
+            ("KAFKA_SECURITY", "scram-sha-512"),
+            ("KAFKA_CREDENTIALS", "user:pa:ss"),
+            ("PUSHGATEWAY_URL", "http://user:pa:ss@localhost:9091"),
+        ])
+        .expect("valid");
         let Security::Scram { username, password, .. } = &config.kafka.security else { panic!("scram") };
         assert_eq!((username.as_str(), password.as_str()), ("user", "pa:ss"));
         assert!(!format!("{config:?}").contains("pa:ss"));

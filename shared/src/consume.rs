@@ -18,7 +18,7 @@ use crate::kafka::group::Group;
 use crate::kafka::handover::{Ask, Taken};
 use crate::kafka::position::Position;
 use crate::kafka::retention::Retention;
-use crate::metrics;
+use crate::metrics::{self, Direction};
 use crate::names::{GroupId, TopicName};
 use crate::record::{self, Format, Formats, Record};
 
@@ -82,9 +82,9 @@ impl Endpoint for Consume {
             call.topic_exists();
         }
         let batches = result.map_err(|error| error.with("topic", from.topic().as_str()))?;
-        let records: usize = batches.iter().map(|batch| batch.messages.len()).sum();
-        let bytes: usize = batches.iter().map(|batch| batch.bytes).sum();
-        metrics::records("consume", from.topic().as_str(), true, records, bytes);
+        let records = batches.iter().map(|batch| batch.messages.len() as u64).sum();
+        let bytes = batches.iter().map(|batch| batch.bytes as u64).sum();
+        metrics::records_passed(Direction::Consume, from.topic(), records, bytes);
         Ok(Reply::json(200, session.params.answer(&batches)))
     }
 
@@ -213,8 +213,9 @@ struct Seen {
 }
 
 impl Seen {
+    /// How many records there may be; unknown, so any number, where the position lies beyond the end.
     fn waiting(&self) -> usize {
-        usize::try_from(self.end.saturating_sub(self.from)).unwrap_or(0)
+        usize::try_from(self.end - self.from).unwrap_or(usize::MAX)
     }
 
     /// Whether another function has committed here just now.

@@ -6,8 +6,11 @@ pub mod config;
 pub mod consume;
 pub mod deadline;
 pub mod errors;
+#[cfg(test)]
+mod fake_server;
 pub mod http;
 pub mod kafka;
+pub mod lifecycle;
 pub mod metrics;
 pub mod names;
 pub mod produce;

@@ -10,7 +10,7 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Request;
 use crate::http::{Call, Endpoint, Reply};
 use crate::kafka::producer::{NewRecord, Producer};
-use crate::metrics;
+use crate::metrics::{self, Direction};
 use crate::names::TopicName;
 use crate::record::{self, Format};
 
@@ -41,7 +41,10 @@ impl Endpoint for Produce {
         let result = self.producer.produce(&to, &record, call.deadline).await;
         if self.producer.knows(to.topic()) {
             call.topic_exists();
-            metrics::records("produce", to.topic().as_str(), result.is_ok(), 1, bytes);
+            match &result {
+                Ok(_) => metrics::records_passed(Direction::Produce, to.topic(), 1, bytes),
+                Err(_) => metrics::records_failed(Direction::Produce, to.topic(), 1),
+            }
         }
         let receipt = result?;
         let body = json!({
@@ -59,8 +62,8 @@ impl Endpoint for Produce {
 }
 
 impl NewRecord {
-    fn bytes(&self) -> usize {
-        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    fn bytes(&self) -> u64 {
+        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len) as u64;
         len(&self.key) + len(&self.value)
     }
 }
@@ -145,6 +148,7 @@ fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error>
 }
 
 /// serde's messages may quote the body; only those that name a member are passed on.
+#[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
 fn shape_error(error: serde_json::Error) -> Error {
     if error.is_syntax() || error.is_eof() {
         let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());

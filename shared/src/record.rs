@@ -80,6 +80,7 @@ pub fn decode(json: &RawValue, format: Format, field: &str) -> Result<Option<Vec
 struct HeaderIn {
     name: String,
     #[serde(default, deserialize_with = "present")]
+    #[allow(clippy::option_option)] // absent and null are two things
     value: Option<Option<String>>,
     value_base64: Option<String>,
 }

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use kafka_gateway::consume::Consume;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    kafka_gateway::app::run::<Consume>().await
+fn main() -> ExitCode {
+    kafka_gateway::app::run::<Consume>()
 }

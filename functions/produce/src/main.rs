@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use kafka_gateway::produce::Produce;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    kafka_gateway::app::run::<Produce>().await
+fn main() -> ExitCode {
+    kafka_gateway::app::run::<Produce>()
 }

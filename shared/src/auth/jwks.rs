@@ -123,8 +123,6 @@ fn rsa(n: &[u8], e: &[u8]) -> Option<(DecodingKey, &'static [Algorithm])> {
 /// Why a fetch brought nothing. For the log: nothing of it reaches the caller.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("the HTTP client cannot be made: {0}")]
-    Client(String),
     #[error("the {0} cannot be fetched")]
     Http(&'static str, #[source] reqwest::Error),
     #[error("the {0} was answered with status {1}")]
@@ -226,7 +224,7 @@ fn passed(since: Option<SystemTime>, now: SystemTime) -> Duration {
 /// The keys of one issuer.
 pub(super) struct KeyCache {
     source: Source,
-    client: reqwest::Result<Client>,
+    client: Client,
     clock: Clock,
     /// Held for moments only, never while something is awaited.
     state: Mutex<State>,
@@ -235,17 +233,11 @@ pub(super) struct KeyCache {
 }
 
 impl KeyCache {
-    pub(super) fn new(config: &OidcConfig, clock: Clock) -> Self {
+    pub(super) fn new(config: &OidcConfig, client: Client, clock: Clock) -> Self {
         let source = match &config.jwks_uri {
             Some(address) => Source::Configured(address.clone()),
             None => Source::Discovered { issuer: config.issuer.clone() },
         };
-        let client = Client::builder()
-            // The issuer says where its keys are; nobody on the way may say otherwise.
-            .redirect(reqwest::redirect::Policy::none())
-            // A connection that was open when the sandbox was frozen is dead when it thaws.
-            .pool_max_idle_per_host(0)
-            .build();
         Self { source, client, clock, state: Mutex::default(), flight: tokio::sync::Mutex::new(()) }
     }
 
@@ -375,9 +367,8 @@ impl KeyCache {
     }
 
     async fn get<T: DeserializeOwned>(&self, address: Url, what: &'static str) -> Result<T, Failure> {
-        let client = self.client.as_ref().map_err(|error| Failure::Client(error.to_string()))?;
         let http = |error: reqwest::Error| Failure::Http(what, error.without_url());
-        let mut response = client.get(address).send().await.map_err(http)?;
+        let mut response = self.client.get(address).send().await.map_err(http)?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(Failure::Status(what, response.status().as_u16()));
         }

@@ -19,6 +19,7 @@ mod rbac;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use reqwest::Client;
 use tokio::time::Instant;
 
 use self::claims::{Rules, Token};
@@ -40,12 +41,14 @@ pub struct Authenticator {
 impl Authenticator {
     /// Fetches the issuer's keys, so that the first call need not. Never fails and takes 2 s at most: when the issuer is
     /// away, the calls try again.
-    pub async fn start(config: &OidcConfig) -> Self {
-        Self::start_at(config, Arc::new(SystemTime::now)).await
+    ///
+    /// `client` must follow no redirects: the issuer says where its keys are, and nobody on the way may say otherwise.
+    pub async fn start(config: &OidcConfig, client: Client) -> Self {
+        Self::start_at(config, client, Arc::new(SystemTime::now)).await
     }
 
-    async fn start_at(config: &OidcConfig, clock: Clock) -> Self {
-        let keys = KeyCache::new(config, clock.clone());
+    async fn start_at(config: &OidcConfig, client: Client, clock: Clock) -> Self {
+        let keys = KeyCache::new(config, client, clock.clone());
         keys.warm().await;
         Self { keys, rules: Rules::new(config), clock }
     }

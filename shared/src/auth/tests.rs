@@ -232,7 +232,13 @@ impl Stage {
         let hands = Arc::clone(&seconds);
         let clock: Clock =
             Arc::new(move || SystemTime::UNIX_EPOCH + Duration::from_secs(hands.load(Ordering::Relaxed)));
-        Self { issuer, authenticator: Arc::new(Authenticator::start_at(config, clock).await), seconds }
+        Self {
+            issuer,
+            authenticator: Arc::new(
+                Authenticator::start_at(config, crate::app::http_client().expect("a client"), clock).await,
+            ),
+            seconds,
+        }
     }
 
     fn pass(&self, seconds: u64) {
@@ -846,7 +852,7 @@ async fn a_call_that_is_dropped_or_out_of_time_leaves_the_cache_in_order() {
 
     // Out of time in the middle of the fetch, and of the wait for another's.
     stage.pass(3);
-    let soon = Instant::now() + Duration::from_millis(50);
+    let soon = Instant::now() + Duration::from_millis(800);
     let (one, two) = tokio::join!(
         stage.authenticator.authenticate(&headers, soon),
         stage.authenticator.authenticate(&headers, soon)
@@ -863,7 +869,7 @@ async fn a_call_that_is_dropped_or_out_of_time_leaves_the_cache_in_order() {
         merge(&mut claims, &json!({"exp": NOW * 2}));
         RSA.token(&json!({"alg": "RS256", "kid": "rsa"}), &claims)
     });
-    let soon = Instant::now() + Duration::from_millis(50);
+    let soon = Instant::now() + Duration::from_millis(800);
     assert!(stage.authenticator.authenticate(&[&known], soon).await.is_ok());
     assert_eq!(stage.issuer.fetches(), 4);
 

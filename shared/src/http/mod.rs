@@ -7,10 +7,12 @@
 pub mod problem;
 pub mod request;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
@@ -20,7 +22,7 @@ use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::names::{GroupId, TopicName};
-use crate::telemetry;
+use crate::{lifecycle, metrics, telemetry};
 
 /// One endpoint: a route, the permission it needs, and what it does. Each is one Lambda function.
 pub trait Endpoint: Sized + Send + Sync + 'static {
@@ -31,7 +33,7 @@ pub trait Endpoint: Sized + Send + Sync + 'static {
     /// The route's path.
     const PATH: &'static str;
     /// What the caller must be allowed to do.
-    type Action: Action;
+    type Action: Action + Send + Sync;
 
     /// Makes what a warm sandbox keeps. Runs in Lambda's init phase.
     fn start(config: &Config) -> impl Future<Output = Result<Self, BoxError>> + Send;
@@ -115,9 +117,15 @@ impl Reply {
 pub struct Response {
     status_code: u16,
     headers: Headers,
+    /// Empty, and there for `cargo lambda watch`, which fails without them.
+    multi_value_headers: Empty,
+    cookies: [(); 0],
     body: String,
     is_base64_encoded: bool,
 }
+
+#[derive(Debug, Serialize)]
+struct Empty {}
 
 #[derive(Debug)]
 struct Headers {
@@ -162,10 +170,16 @@ impl Response {
                 allow: reply.allow,
                 request_id: request_id.to_owned(),
             },
+            multi_value_headers: Empty {},
+            cookies: [],
             body: reply.body,
             is_base64_encoded: false,
         }
     }
+}
+
+fn count_refusal(error: &Error) {
+    metrics::auth_failed(error.code().word());
 }
 
 /// One function's way through, shared by all calls of a sandbox.
@@ -173,7 +187,6 @@ pub struct Service<E> {
     endpoint: E,
     authenticator: Authenticator,
     ceiling: Duration,
-    cold: AtomicBool,
 }
 
 impl<E: std::fmt::Debug> std::fmt::Debug for Service<E> {
@@ -185,7 +198,7 @@ impl<E: std::fmt::Debug> std::fmt::Debug for Service<E> {
 impl<E: Endpoint> Service<E> {
     /// Puts an endpoint behind the check of its callers.
     pub fn new(endpoint: E, authenticator: Authenticator, ceiling: Duration) -> Self {
-        Self { endpoint, authenticator, ceiling, cold: AtomicBool::new(true) }
+        Self { endpoint, authenticator, ceiling }
     }
 
     /// The endpoint.
@@ -194,17 +207,18 @@ impl<E: Endpoint> Service<E> {
     }
 
     /// Answers one event. Never fails: what goes wrong is an answer too.
-    pub async fn answer(&self, event: Event, lambda_request_id: &str, invocation_deadline_ms: u64) -> Response {
+    pub async fn answer(&self, event: Event, request_id: &str, invocation_deadline_ms: u64) -> Response {
         let started = Instant::now();
-        let cold_start = self.cold.swap(false, Ordering::Relaxed);
+        let cold_start = lifecycle::cold_start();
         let call = Call::new(event, Deadline::of_invocation(invocation_deadline_ms, self.ceiling));
-        let request_id = call.request.id(lambda_request_id).to_owned();
-        let result = self.respond(&call).await;
+        let answered = AssertUnwindSafe(self.respond(&call)).catch_unwind().await;
+        // The panic itself is in the log already.
+        let result = answered.unwrap_or_else(|_| Err(Error::internal("the call panicked")));
         let error = result.as_ref().err();
         let status = result.as_ref().map_or_else(|error| error.code().status(), |reply| reply.status);
         telemetry::request_finished(&telemetry::Finished {
             function: E::FUNCTION,
-            request_id: &request_id,
+            request_id,
             topic: call.topic.get().map(TopicName::as_str),
             topic_label: call.topic_exists.load(Ordering::Relaxed),
             group: call.group.get().map(GroupId::as_str),
@@ -215,8 +229,8 @@ impl<E: Endpoint> Service<E> {
             cold_start,
             trace_id: call.request.trace_parent().map(|parent| parent.trace_id),
         });
-        let reply = result.unwrap_or_else(|error| problem::reply(&error, &request_id));
-        Response::new(reply, &request_id)
+        let reply = result.unwrap_or_else(|error| problem::reply(&error, request_id));
+        Response::new(reply, request_id)
     }
 
     async fn respond(&self, call: &Call) -> Result<Reply, Error> {
@@ -231,9 +245,9 @@ impl<E: Endpoint> Service<E> {
         }
         let authorization: Vec<&str> = request.header("authorization").into_iter().collect();
         let principal = self.authenticator.authenticate(&authorization, call.deadline.instant()).await;
-        let principal = principal.inspect_err(telemetry::refused)?;
+        let principal = principal.inspect_err(count_refusal)?;
         let _ = call.principal.set(principal.subject().to_owned());
-        let may = principal.may::<E::Action>()?;
+        let may = principal.may::<E::Action>().inspect_err(count_refusal)?;
         self.endpoint.call(&may, call).await
     }
 }

@@ -17,25 +17,24 @@ use crate::errors::{Code, Error};
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Event {
-    raw_path: String,
-    raw_query_string: String,
-    headers: HashMap<String, String>,
-    request_context: RequestContext,
+    raw_path: Option<String>,
+    raw_query_string: Option<String>,
+    headers: Option<HashMap<String, Option<String>>>,
+    request_context: Option<RequestContext>,
     body: Option<String>,
-    is_base64_encoded: bool,
+    is_base64_encoded: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RequestContext {
-    request_id: Option<String>,
-    http: HttpDescription,
+    http: Option<HttpDescription>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HttpDescription {
-    method: String,
+    method: Option<String>,
 }
 
 /// One HTTP request.
@@ -52,29 +51,32 @@ impl Request {
 
     /// The method, in capitals.
     pub fn method(&self) -> &str {
-        &self.event.request_context.http.method
+        let context = self.event.request_context.as_ref();
+        context.and_then(|context| context.http.as_ref()?.method.as_deref()).unwrap_or_default()
     }
 
     /// The path, before any decoding.
     pub fn path(&self) -> &str {
-        &self.event.raw_path
+        self.event.raw_path.as_deref().unwrap_or_default()
     }
 
     /// A header's value. API Gateway joins repeated headers with commas, and sends names in small letters; not every
     /// other sender does.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let headers = &self.event.headers;
+        let headers = self.event.headers.as_ref()?;
         headers
             .get(name)
-            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))
-            .map(String::as_str)
+            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))?
+            .as_deref()
     }
 
     /// The query's parameters. `400` where one is repeated or not among `known`: a parameter that is silently ignored
     /// is one that its sender relies on.
     pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
-        for (name, value) in form_urlencoded::parse(self.event.raw_query_string.as_bytes()) {
+        for (name, value) in
+            form_urlencoded::parse(self.event.raw_query_string.as_deref().unwrap_or_default().as_bytes())
+        {
             let Some(known) = known.iter().find(|known| **known == name) else {
                 return Err(Error::new(Code::InvalidParameter, "The query holds a parameter that is not known here")
                     .with("allowed", known.to_vec()));
@@ -97,18 +99,13 @@ impl Request {
             }
         }
         let body = self.event.body.as_deref().unwrap_or_default();
-        if self.event.is_base64_encoded {
+        if self.event.is_base64_encoded == Some(true) {
             let bytes = STANDARD
                 .decode(body)
                 .map_err(|error| Error::new(Code::InvalidJson, "The body's base64 is not valid").source(error))?;
             return Ok(Cow::Owned(bytes));
         }
         Ok(Cow::Borrowed(body.as_bytes()))
-    }
-
-    /// The id API Gateway gave the request, or else Lambda's.
-    pub fn id<'a>(&'a self, lambda: &'a str) -> &'a str {
-        self.event.request_context.request_id.as_deref().filter(|id| !id.is_empty()).unwrap_or(lambda)
     }
 }
 
@@ -199,6 +196,8 @@ mod tests {
     fn any_event_can_be_read() {
         for event in [
             serde_json::json!({}),
+            serde_json::json!({ "rawPath": null, "rawQueryString": null, "headers": null, "body": null,
+                "isBase64Encoded": null, "requestContext": { "http": null, "requestId": null } }),
             serde_json::json!({ "version": "2.0", "headers": { "x": "\u{fc}\u{7}" }, "rawQueryString": "a=\"<>", "cookies": [] }),
         ] {
             let request = request(event);

@@ -199,11 +199,8 @@ pub(super) fn list(topic: &TopicName, partitions: &[i32], offset: Offset) -> Res
 /// A list of one position with its mark, ready to commit.
 pub(super) fn marked(topic: &TopicName, partition: i32, offset: i64, mark: &Mark) -> Result<TopicPartitionList, Error> {
     let offsets = list(topic, &[partition], Offset::Offset(offset))?;
-    let mut element = offsets
-        .find_partition(topic.as_str(), partition)
-        .ok_or_else(|| Error::internal("the list has no partition"))?;
-    element.set_metadata(mark.to_metadata());
-    drop(element);
+    let element = offsets.find_partition(topic.as_str(), partition);
+    element.ok_or_else(|| Error::internal("the list has no partition"))?.set_metadata(mark.to_metadata());
     Ok(offsets)
 }
 

@@ -115,7 +115,11 @@ impl Slot {
             if now.committed == seen.committed {
                 let next = self.window.offset_after(count);
                 let nonce = rand::random();
-                let mark = Mark::next(now.mark.as_ref(), ask.holder, nonce);
+                let mut mark = Mark::next(now.mark.as_ref(), ask.holder, nonce);
+                if now.committed.is_none() {
+                    // A position that begins here has no past that Kafka could forget.
+                    mark = mark.renewing();
+                }
                 return Ok(match self.advance(settings, next, &mark, nonce, until)? {
                     Advance::Done => Taken::Records(self.window.take(count)),
                     Advance::Lost => Taken::Lost,

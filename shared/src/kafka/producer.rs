@@ -201,7 +201,7 @@ impl Producer {
         let partitions = loop {
             let patience = deadline.require()?;
             let (client, name) = (self.client(), topic.clone());
-            let asked = tokio::task::spawn_blocking(move || partition_count(&*client, &name, patience));
+            let asked = tokio::task::spawn_blocking(move || partition_count(&client, &name, patience));
             match asked.await.map_err(Error::internal)? {
                 Ok(partitions) => break partitions,
                 // The request itself made the broker create the topic, if its settings allow it; that takes a moment.

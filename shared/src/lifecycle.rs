@@ -1,0 +1,481 @@
+//! A function's life: run, push metrics after answers, end in order.
+//!
+//! Lambda freezes a sandbox as soon as the runtime *and every extension* have asked for their next event. So metrics are
+//! pushed by an extension inside this process: it is told of each invocation, waits until the answer is out, pushes, and
+//! only then asks on. The caller has the answer meanwhile; a slow Pushgateway costs this sandbox up to 200 ms every ten
+//! seconds, and no request.
+//!
+//! What must never happen here: that the extension waits for something that does not come, since the sandbox then hangs
+//! until the function's timeout. So an invocation signals its end when it is dropped, outside everything that may fail or
+//! panic; signals and events are not counted against each other (emulators do not deliver one event a call); and no wait
+//! outlasts the invocation's deadline.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lambda_extension::{Extension, NextEvent, RegisteredExtension};
+use lambda_runtime::{LambdaEvent, LambdaInvocation, Runtime};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tower::layer::layer_fn;
+use tower::{Service, service_fn};
+use tracing::Instrument;
+
+use crate::errors::BoxError;
+use crate::metrics::push::{self, Pusher};
+
+/// After SIGTERM Lambda leaves an internal extension 300 to 500 ms.
+const FAREWELL: Duration = Duration::from_millis(300);
+/// The function's timeout, for emulators that announce a deadline in the past.
+const LONGEST_CALL: Duration = Duration::from_secs(29);
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Whether this request is the first, and had to wait for the sandbox to start. Provisioned sandboxes started before.
+pub fn cold_start() -> bool {
+    static WARM: AtomicBool = AtomicBool::new(false);
+    !WARM.swap(true, Ordering::Relaxed)
+        && std::env::var("AWS_LAMBDA_INITIALIZATION_TYPE").as_deref() != Ok("provisioned-concurrency")
+}
+
+/// Runs `service` for Lambda's invocations until the process is told to end (SIGTERM, or Ctrl-C), or the runtime fails.
+/// Then metrics are pushed a last time while `flush` runs; each has some 300 ms. On Lambda, SIGTERM comes only where an
+/// extension is registered, that is where metrics are pushed: `flush` must be of use, and not of need.
+///
+/// The service answers every request: what the runtime would make of an error (a log line with its text, an answer in
+/// the runtime's own shape) is not fit to be seen. Init must be over: Lambda takes the call of this function for its end.
+///
+/// The caller should end the process when this returns, without waiting for blocking threads.
+pub async fn run<S, Event, Answer>(
+    service: S,
+    pusher: Option<Arc<Pusher>>,
+    flush: impl Future<Output = ()>,
+) -> Result<(), BoxError>
+where
+    S: Service<LambdaEvent<Event>, Response = Answer, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    Event: DeserializeOwned + Send + 'static,
+    Answer: Serialize + Send + 'static,
+{
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let calls = Arc::new(watch::Sender::default());
+    // An extension must be registered before the runtime asks for its first event, which ends the init phase.
+    let pushing = match &pusher {
+        Some(pusher) => start_pushing(pusher.clone(), calls.clone()).await,
+        None => Box::pin(pending()),
+    };
+    let runtime = Runtime::new(service).layer(layer_fn(|inner| Observed { inner, calls: calls.clone() }));
+    let ended = tokio::select! {
+        ended = runtime.run_concurrent() => ended,
+        ended = pushing => ended,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    let flush = async {
+        if timeout(FAREWELL, flush).await.is_err() {
+            tracing::warn!("there was no time to flush everything");
+        }
+    };
+    match &pusher {
+        Some(pusher) => drop(tokio::join!(pusher.push_last(), flush)),
+        None => flush.await,
+    }
+    ended
+}
+
+/// Registers the extension, and returns what must be polled beside the runtime.
+async fn start_pushing(pusher: Arc<Pusher>, calls: Arc<watch::Sender<Calls>>) -> BoxFuture<Result<(), BoxError>> {
+    // Managed instances serve calls side by side, never freeze, and refuse extensions that ask for INVOKE. Without any
+    // event an extension still gets SIGTERM.
+    let managed = is_managed_instance();
+    let on_a_timer = {
+        let pusher = pusher.clone();
+        async move {
+            loop {
+                sleep(push::INTERVAL).await;
+                pusher.push_if_due().await;
+            }
+        }
+    };
+    let on_event = service_fn(move |event: lambda_extension::LambdaEvent| {
+        let (pusher, calls) = (pusher.clone(), calls.clone());
+        async move {
+            if let NextEvent::Invoke(invoke) = event.next {
+                let left = time_left(invoke.deadline_ms);
+                if is_over(&calls, left).await {
+                    pusher.push_if_due().await;
+                }
+            }
+            Ok::<_, Infallible>(())
+        }
+    });
+    let events: &[&str] = if managed { &[] } else { &["INVOKE"] };
+    let extension = Extension::new()
+        .with_extension_name("kafka-gateway-metrics")
+        .with_events(events)
+        .with_events_processor(on_event)
+        .register()
+        .await;
+    match extension {
+        Ok(extension) if managed => Box::pin(async move {
+            tokio::select! {
+                ended = RegisteredExtension::run(extension) => ended,
+                () = on_a_timer => Ok(()),
+            }
+        }),
+        Ok(extension) => Box::pin(extension.run()),
+        Err(error) => {
+            // Metrics then get out while calls come in, if at all; calls are served all the same.
+            tracing::warn!(error_chain = %error, "the extension that pushes metrics could not be registered");
+            Box::pin(async move {
+                on_a_timer.await;
+                Ok(())
+            })
+        }
+    }
+}
+
+fn is_managed_instance() -> bool {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    variable("AWS_LAMBDA_INITIALIZATION_TYPE") == "lambda-managed-instances"
+        || variable("AWS_LAMBDA_MAX_CONCURRENCY").parse().is_ok_and(|concurrency: u32| concurrency > 1)
+}
+
+fn time_left(deadline_ms: u64) -> Duration {
+    let deadline = UNIX_EPOCH + Duration::from_millis(deadline_ms);
+    deadline.duration_since(SystemTime::now()).unwrap_or(LONGEST_CALL)
+}
+
+/// Waits until a call has ended and none is under way. False if there is then no time left for a push.
+async fn is_over(calls: &watch::Sender<Calls>, left: Duration) -> bool {
+    let started = Instant::now();
+    let mut updates = calls.subscribe();
+    let over = updates.wait_for(|calls| calls.ended && calls.under_way == 0);
+    if timeout(left, over).await.is_err() {
+        return false;
+    }
+    calls.send_modify(|calls| calls.ended = false);
+    started.elapsed() + push::BUDGET < left
+}
+
+/// The invocations of this process.
+#[derive(Debug, Default)]
+struct Calls {
+    under_way: usize,
+    /// Whether one has ended since the extension last looked.
+    ended: bool,
+}
+
+/// One invocation, until its answer has been handed to Lambda or it was dropped on the way.
+struct Call(Arc<watch::Sender<Calls>>);
+
+impl Call {
+    fn start(calls: &Arc<watch::Sender<Calls>>) -> Self {
+        calls.send_modify(|calls| calls.under_way += 1);
+        Self(calls.clone())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.send_modify(|calls| {
+            calls.under_way -= 1;
+            calls.ended = true;
+        });
+    }
+}
+
+/// The outermost layer: an invocation from before its event is decoded until after its answer is out. Whatever is
+/// logged on the way carries the request's id.
+#[derive(Clone)]
+struct Observed<S> {
+    inner: S,
+    calls: Arc<watch::Sender<Calls>>,
+}
+
+impl<S> Service<LambdaInvocation> for Observed<S>
+where
+    S: Service<LambdaInvocation, Response = (), Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = ();
+    type Error = BoxError;
+    type Future = BoxFuture<Result<(), BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, invocation: LambdaInvocation) -> Self::Future {
+        let call = Call::start(&self.calls);
+        let span = tracing::error_span!("request", request_id = invocation.context.request_id);
+        let answer = span.in_scope(|| self.inner.call(invocation));
+        Box::pin(
+            async move {
+                let _call = call;
+                answer.await
+            }
+            .instrument(span),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::{Child, Command, Stdio};
+
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    use super::*;
+    use crate::config::MetricsConfig;
+    use crate::fake_server::{self, Held};
+    use crate::telemetry::{self, Finished};
+
+    /// So long a test waits for what must come. Only a defect takes it.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[derive(Deserialize)]
+    struct Asked {
+        act: String,
+    }
+
+    async fn act(event: LambdaEvent<Asked>) -> Result<Value, Infallible> {
+        assert!(!event.payload.act.starts_with("panic"), "over {}", event.payload.act);
+        telemetry::request_finished(&Finished {
+            function: "produce",
+            request_id: &event.context.request_id,
+            topic: None,
+            topic_label: false,
+            group: None,
+            principal: None,
+            status: 200,
+            error: None,
+            duration: Duration::from_millis(1),
+            cold_start: cold_start(),
+            trace_id: None,
+        });
+        Ok(json!({"statusCode": 200}))
+    }
+
+    /// Not a test: the function's process, which the tests start.
+    #[tokio::test]
+    #[ignore = "started by the other tests"]
+    async fn the_function() {
+        telemetry::init().expect("logging");
+        let config =
+            MetricsConfig { pushgateway_url: std::env::var("PUSHGATEWAY_URL").ok(), job: "kafka-gateway".to_owned() };
+        let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
+        let pusher = Pusher::install(&config, client).expect("metrics");
+        let flush = async { tracing::info!("flushed") };
+        run(service_fn(act), pusher, flush).await.expect("an orderly end");
+    }
+
+    /// Lambda, as far as a sandbox sees it, and a function in it. Like Lambda, and unlike emulators, it invokes only a
+    /// sandbox whose runtime and extension both wait for an event.
+    struct Sandbox {
+        function: Child,
+        lambda: UnboundedReceiver<Held>,
+        runtime: Option<Held>,
+        extension: Option<Held>,
+        registered: Vec<String>,
+        pushes: UnboundedReceiver<Held>,
+    }
+
+    impl Drop for Sandbox {
+        fn drop(&mut self) {
+            let _ = self.function.kill();
+            let _ = self.function.wait();
+        }
+    }
+
+    async fn next(requests: &mut UnboundedReceiver<Held>) -> Held {
+        timeout(PATIENCE, requests.recv()).await.expect("the request comes").expect("the server lives")
+    }
+
+    impl Sandbox {
+        async fn start(pushing: bool, variables: &[(&str, &str)]) -> Self {
+            let (lambda_url, lambda) = fake_server::start().await;
+            let (push_url, pushes) = fake_server::start().await;
+            let mut command = Command::new(std::env::current_exe().expect("this test"));
+            command
+                .args(["--exact", "lifecycle::tests::the_function", "--ignored", "--nocapture"])
+                .env("AWS_LAMBDA_RUNTIME_API", lambda_url.trim_start_matches("http://"))
+                .env("AWS_LAMBDA_FUNCTION_NAME", "produce")
+                .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+                .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+                .env("RUST_LOG", "trace")
+                .envs(variables.iter().copied())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped());
+            if pushing {
+                command.env("PUSHGATEWAY_URL", push_url);
+            } else {
+                command.env_remove("PUSHGATEWAY_URL");
+            }
+            let function = command.spawn().expect("the function starts");
+            let registered = Vec::new();
+            Self { function, lambda, runtime: None, extension: None, registered, pushes }
+        }
+
+        /// Takes what the sandbox asks of Lambda, up to its next answer to an invocation or until it may be frozen.
+        async fn until_answered_or_frozen(&mut self) -> Option<Held> {
+            while self.runtime.is_none() || self.extension.is_none() {
+                let call = next(&mut self.lambda).await;
+                match call.line.as_str() {
+                    "POST /2020-01-01/extension/register" => {
+                        assert!(self.runtime.is_none(), "registered too late");
+                        self.registered.push(call.body.clone());
+                        let body = r#"{"functionName": "produce", "functionVersion": "1", "handler": "bootstrap"}"#;
+                        call.answer("200 OK\r\nLambda-Extension-Identifier: e-1", body).await;
+                    }
+                    "GET /2020-01-01/extension/event/next" => self.extension = Some(call),
+                    "GET /2018-06-01/runtime/invocation/next" => self.runtime = Some(call),
+                    _ => return Some(call),
+                }
+            }
+            None
+        }
+
+        async fn frozen(&mut self) {
+            if let Some(call) = self.until_answered_or_frozen().await {
+                panic!("not expected: {call:?}");
+            }
+        }
+
+        /// Invokes the function, and returns its answer, which Lambda has not taken yet.
+        async fn invoke(&mut self, payload: Value) -> Held {
+            self.frozen().await;
+            // Beyond the test's patience, so that nobody is saved by it.
+            let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + 10 * PATIENCE;
+            let deadline = deadline.as_millis();
+            let headers = format!(
+                "200 OK\r\nLambda-Runtime-Aws-Request-Id: r-1\r\nLambda-Runtime-Deadline-Ms: {deadline}\r\n\
+                 Lambda-Runtime-Invoked-Function-Arn: arn"
+            );
+            let event = json!({
+                "eventType": "INVOKE", "deadlineMs": u64::try_from(deadline).expect("this millennium"),
+                "requestId": "r-1", "invokedFunctionArn": "arn", "tracing": {"type": "", "value": ""},
+            });
+            // The extension may well be the first to know.
+            self.extension.take().expect("frozen").answer("200 OK", &event.to_string()).await;
+            self.runtime.take().expect("frozen").answer(&headers, &payload.to_string()).await;
+            self.until_answered_or_frozen().await.expect("an answer before the next call")
+        }
+
+        /// Ends the sandbox, and returns what it logged.
+        async fn end(mut self, push: bool) -> String {
+            let id = self.function.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill").success());
+            if push {
+                next(&mut self.pushes).await.answer("200 OK", "").await;
+            }
+            let mut log = String::new();
+            let mut errors = self.function.stderr.take().expect("piped");
+            let log = tokio::task::spawn_blocking(move || errors.read_to_string(&mut log).map(|_| log));
+            let log = timeout(PATIENCE, log).await.expect("it ends").expect("no panic").expect("text");
+            assert!(self.function.wait().expect("ended").success(), "{log}");
+            log
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pushgateway_that_does_not_answer_delays_no_answer_and_no_later_call() {
+        let mut sandbox = Sandbox::start(true, &[]).await;
+        let answer = sandbox.invoke(json!({"act": "answer"})).await;
+        assert_eq!(answer.line, "POST /2018-06-01/runtime/invocation/r-1/response");
+        assert!(sandbox.pushes.try_recv().is_err(), "pushed before Lambda had the answer");
+        answer.answer("202 Accepted", "").await;
+
+        let push = next(&mut sandbox.pushes).await;
+        assert!(push.body.contains("kafka_gateway_requests_total{function=\"produce\",topic=\"\",status=\"200\"} 1\n"));
+        assert!(push.body.contains("kafka_gateway_cold_starts_total{function=\"produce\"} 1\n"));
+        assert!(sandbox.extension.is_none(), "the sandbox may freeze while it pushes");
+        push.abandoned().await;
+
+        // The Pushgateway is left alone for a while, and calls go on.
+        sandbox.invoke(json!({"act": "answer"})).await.answer("202 Accepted", "").await;
+        sandbox.frozen().await;
+        assert!(sandbox.pushes.try_recv().is_err());
+        let log = sandbox.end(true).await;
+        assert_eq!(log.matches("\"message\":\"metrics were not pushed\"").count(), 1, "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_or_an_undecodable_event_leaves_nobody_waiting_and_is_not_quoted() {
+        let mut sandbox = Sandbox::start(true, &[]).await;
+        for payload in [json!({"act": "panic s3cret"}), json!({"act": {"s3cret": 1}}), json!("s3cret")] {
+            let answer = sandbox.invoke(payload).await;
+            assert_eq!(answer.line, "POST /2018-06-01/runtime/invocation/r-1/error");
+            answer.answer("202 Accepted", "").await;
+            if let Ok(push) = sandbox.pushes.try_recv() {
+                push.answer("200 OK", "").await;
+            }
+        }
+        sandbox.frozen().await;
+        let log = sandbox.end(true).await;
+        assert!(!log.contains("s3cret"), "{log}");
+        assert_eq!(log.matches("\"message\":\"panicked\"").count(), 1, "{log}");
+        assert_eq!(log.matches("The handler will not be called").count(), 2, "{log}");
+    }
+
+    #[tokio::test]
+    async fn sigterm_pushes_a_last_time_and_flushes() {
+        let mut sandbox = Sandbox::start(true, &[]).await;
+        sandbox.invoke(json!({"act": "answer"})).await.answer("202 Accepted", "").await;
+        next(&mut sandbox.pushes).await.answer("200 OK", "").await;
+        // Within the interval: not pushed yet.
+        sandbox.invoke(json!({"act": "answer"})).await.answer("202 Accepted", "").await;
+        sandbox.frozen().await;
+        assert!(sandbox.pushes.try_recv().is_err());
+        assert_eq!(sandbox.registered, [r#"{"events":["INVOKE"]}"#]);
+        let log = sandbox.end(true).await;
+        assert!(log.contains("\"message\":\"flushed\""), "{log}");
+    }
+
+    #[tokio::test]
+    async fn without_a_pushgateway_there_is_no_extension() {
+        let mut sandbox = Sandbox::start(false, &[]).await;
+        let first = next(&mut sandbox.lambda).await;
+        assert_eq!(first.line, "GET /2018-06-01/runtime/invocation/next");
+        let log = sandbox.end(false).await;
+        assert!(log.contains("\"message\":\"flushed\""), "{log}");
+    }
+
+    #[tokio::test]
+    async fn managed_instances_are_not_asked_for_invoke() {
+        let variables = [("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")];
+        let mut sandbox = Sandbox::start(true, &variables).await;
+        sandbox.frozen().await;
+        assert_eq!(sandbox.registered, [r#"{"events":[]}"#]);
+        sandbox.end(true).await;
+    }
+
+    #[tokio::test]
+    async fn ends_and_events_need_not_come_in_pairs() {
+        let calls = Arc::new(watch::Sender::default());
+        let (first, second) = (Call::start(&calls), Call::start(&calls));
+        drop(first);
+        assert!(!is_over(&calls, Duration::ZERO).await, "one is under way");
+        drop(second);
+        assert!(is_over(&calls, LONGEST_CALL).await, "both are over");
+        assert!(!is_over(&calls, Duration::ZERO).await, "nothing new ended, and the wait is bounded");
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_is_no_deadline() {
+        assert_eq!(time_left(600_000), LONGEST_CALL);
+    }
+}

@@ -1,0 +1,6 @@
+//! What the product promises, tried on the real stack: a file per behaviour.
+
+mod world;
+
+mod consume;
+mod retention;

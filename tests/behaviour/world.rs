@@ -1,0 +1,121 @@
+//! What most tests need: a topic of their own, the functions, and calls to them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use serde_json::Value;
+use tests::{Event, Function, Stack};
+
+/// The route of `produce`.
+pub(crate) const PRODUCE: &str = "/kafka/producer/produce";
+/// The route of `consume`.
+pub(crate) const CONSUME: &str = "/kafka/consumer/consume";
+
+/// A name that no other test uses.
+pub(crate) fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("an admin client")
+}
+
+/// Creates a topic on a broker, and returns its name.
+pub(crate) async fn topic_on(bootstrap: &str, partitions: i32, configs: &[(&str, &str)]) -> String {
+    let name = unique("topic");
+    let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+    for (key, value) in configs {
+        topic = topic.set(key, value);
+    }
+    let created = admin(bootstrap).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    for topic in created {
+        topic.expect("created");
+    }
+    name
+}
+
+/// Creates a topic on the shared stack's broker, and returns its name.
+pub(crate) async fn topic(partitions: i32) -> String {
+    topic_on(&Stack::shared().await.bootstrap(), partitions, &[]).await
+}
+
+/// Starts a function on the shared stack, with some variables changed.
+pub(crate) async fn function_with(name: &str, changed: &[(&str, &str)]) -> Function {
+    let mut env: BTreeMap<String, String> = Stack::shared().await.kafka_env();
+    env.extend(changed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Function::start(name, &env).await
+}
+
+/// Starts a function on the shared stack.
+pub(crate) async fn function(name: &str) -> Function {
+    function_with(name, &[]).await
+}
+
+/// An answer of a function: its status, headers and body.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u64,
+    pub(crate) headers: Value,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn read(response: &Value) -> Self {
+        assert!(response.is_object(), "not an API Gateway response: {response}");
+        let text = response["body"].as_str().unwrap_or_default();
+        let bytes = if response["isBase64Encoded"] == true {
+            STANDARD.decode(text).expect("base64")
+        } else {
+            text.as_bytes().to_vec()
+        };
+        Self {
+            status: response["statusCode"].as_u64().expect("a status"),
+            headers: response["headers"].clone(),
+            body: serde_json::from_slice(&bytes).expect("a JSON body"),
+        }
+    }
+
+    /// The answer, which must be a success.
+    pub(crate) fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.body
+    }
+
+    /// The error's code, after a look at what every error must have.
+    pub(crate) fn code(&self) -> &str {
+        assert!(self.status >= 400, "{self:?}");
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(self.body["status"], self.status);
+        for member in ["type", "title", "detail", "error_code", "retryable", "request_id"] {
+            assert!(!self.body[member].is_null(), "{member}: {self:?}");
+        }
+        self.body["code"].as_str().expect("a code")
+    }
+
+    pub(crate) fn messages(&self) -> &Vec<Value> {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.body["messages"].as_array().expect("messages")
+    }
+}
+
+/// Calls a function with a token of `gateway-full`.
+pub(crate) async fn call(function: &Function, event: Event) -> Answer {
+    let token = Stack::shared().await.token("gateway-full").await;
+    Answer::read(&function.invoke(event.bearer(&token).build()).await)
+}
+
+/// Produces one record.
+pub(crate) async fn produce(function: &Function, body: &Value) -> Answer {
+    call(function, Event::post(PRODUCE).json(body)).await
+}
+
+/// Consumes; `more` is added to the query.
+pub(crate) async fn consume(function: &Function, topic: &str, group: &str, more: &str) -> Answer {
+    call(function, Event::get(CONSUME).query(&format!("topic={topic}&group_id={group}{more}"))).await
+}

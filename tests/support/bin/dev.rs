@@ -1,0 +1,113 @@
+//! `make dev`: the local stack and the functions at their routes, until Ctrl-C.
+
+use std::pin::{Pin, pin};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use tests::{Error, Gateway, Result, Stack, progress};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async { run(pin!(stopped())).await });
+    // A download that is under way need not be waited for: it ends with this process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
+    let stack = tokio::select! {
+        stack = Stack::start() => stack?,
+        () = &mut stop => return Ok(()),
+    };
+    let gateway = Gateway::start(&stack).await?;
+    let ended = tokio::select! {
+        ended = serve(&stack, &gateway) => ended,
+        () = &mut stop => Ok(()),
+    };
+    progress("stopping");
+    gateway.stop().await;
+    ended
+}
+
+async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
+    progress("starting the functions");
+    tokio::try_join!(
+        create_topic(stack, "demo"),
+        gateway.answers("POST", "/kafka/producer/produce"),
+        gateway.answers("GET", "/kafka/consumer/consume"),
+    )?;
+    progress("ready");
+    println!("{}", instructions(stack, gateway).await?);
+    while !gateway.ended() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Err(Error::new("cargo lambda watch ended"))
+}
+
+async fn instructions(stack: &Stack, gateway: &Gateway) -> Result<String> {
+    let (url, token) = (gateway.url(), stack.try_token("gateway-full").await?);
+    let token_url = format!("{}/protocol/openid-connect/token", stack.issuer());
+    Ok(format!(
+        r#"
+Kafka {kafka} · issuer {issuer} · Pushgateway {pushgateway}
+logs: {logs}
+
+TOKEN={token}
+
+curl -sS {url}/kafka/producer/produce -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"topic": "demo", "key": "k1", "value": {{"hello": "world"}}}}'
+
+curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-group' -H "Authorization: Bearer $TOKEN"
+
+A new token, good for an hour:
+TOKEN=$(curl -sS {token_url} -d grant_type=client_credentials -d client_id=gateway-full -d client_secret=gateway-full-local-only | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+
+Ctrl-C ends everything."#,
+        kafka = stack.bootstrap(),
+        issuer = stack.issuer(),
+        pushgateway = stack.pushgateway(),
+        logs = stack.logs().display(),
+    ))
+}
+
+async fn create_topic(stack: &Stack, name: &str) -> Result<()> {
+    let failed = |e: rdkafka::error::KafkaError| Error::new(format!("creating the topic {name}: {e}"));
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", stack.bootstrap());
+    let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
+    let topic = NewTopic::new(name, 3, TopicReplication::Fixed(1));
+    let results = admin.create_topics(&[topic], &AdminOptions::new()).await.map_err(failed)?;
+    match results.into_iter().find_map(std::result::Result::err) {
+        Some((_, code)) => Err(Error::new(format!("creating the topic {name}: {code}"))),
+        None => Ok(()),
+    }
+}
+
+/// Ctrl-C, or what a terminal or a supervisor sends.
+async fn stopped() {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (signal(kinds[0]), signal(kinds[1]), signal(kinds[2]))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+}

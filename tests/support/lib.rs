@@ -1,0 +1,39 @@
+//! The local stack (Kafka, Keycloak, Pushgateway) and what tests need around it.
+//!
+//! `make dev` and the tests start the stack through the same code: with `infra/local/compose.yaml` where a container
+//! engine answers, and from jars and packages kept below `.local/` where none does. Nothing outlives its starter: every
+//! child is killed by the kernel when the process that started it is gone, however that happened.
+//!
+//! - [`Stack`]: the running services, tokens, Kafka's own tools, Python clients. Tests share one: [`Stack::shared`].
+//! - [`Broker`]: a Kafka that can be stopped, killed, paused and started again on the same port and data.
+//! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
+//! - [`Event`]: the API Gateway event a function is invoked with.
+//!
+//! Helpers that only tests call panic when they fail: a failing helper is a failing test.
+
+// The panics are the point (see above), and repeating that on every helper would say nothing.
+#![allow(clippy::missing_panics_doc)]
+
+mod compose;
+mod error;
+mod event;
+mod function;
+mod install;
+mod kafka;
+mod keycloak;
+mod lambda_api;
+pub mod process;
+mod pushgateway;
+mod run;
+mod stack;
+mod watch;
+
+pub use error::{Error, Result};
+pub use event::Event;
+pub use function::{Function, StartFailure};
+pub use kafka::Broker;
+pub use lambda_api::Failure;
+pub use process::Process;
+pub use run::{free_port, progress};
+pub use stack::Stack;
+pub use watch::Gateway;

@@ -1,0 +1,189 @@
+//! All services together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::sync::OnceCell;
+
+use crate::compose::{self, Compose};
+use crate::error::Result;
+use crate::install;
+use crate::kafka::Broker;
+use crate::keycloak::{self, Tokens};
+use crate::process::{Process, output, supervised};
+use crate::pushgateway;
+use crate::run::{RunDir, free_port, progress};
+
+/// A running Kafka, Keycloak and Pushgateway. Ended, with their data, when dropped or when the process is gone.
+#[derive(Debug)]
+pub struct Stack {
+    // Dropped from top to bottom: the services before the folder they write to.
+    kafka: Broker,
+    services: Services,
+    keycloak_port: u16,
+    pushgateway_port: u16,
+    tokens: Tokens,
+    extra: AtomicU32,
+    run: RunDir,
+}
+
+#[derive(Debug)]
+enum Services {
+    Local { kafka_libs: PathBuf, _others: Box<[Process]> },
+    Containers { engine: &'static str, _compose: Arc<Compose> },
+}
+
+impl Stack {
+    /// The one stack of a test process, started by the first test that asks.
+    pub async fn shared() -> &'static Stack {
+        static SHARED: OnceCell<Stack> = OnceCell::const_new();
+        SHARED.get_or_init(async || Stack::start().await.unwrap_or_else(|e| panic!("{e}"))).await
+    }
+
+    /// Installs what is missing, starts everything side by side on free ports, and waits until all of it answers.
+    pub async fn start() -> Result<Stack> {
+        let run = RunDir::new()?;
+        let started = match compose::engine().await {
+            Some(engine) => containers(engine, &run).await,
+            None => local(&run).await,
+        };
+        let (kafka, services, keycloak_port, pushgateway_port) = started.inspect_err(|_| run.keep_logs())?;
+        let (tokens, extra) = (Tokens::default(), AtomicU32::new(2));
+        Ok(Stack { kafka, services, keycloak_port, pushgateway_port, tokens, extra, run })
+    }
+
+    /// The broker.
+    pub fn kafka(&self) -> &Broker {
+        &self.kafka
+    }
+
+    /// Kafka's `host:port`.
+    pub fn bootstrap(&self) -> String {
+        self.kafka.bootstrap()
+    }
+
+    /// The realm's issuer, as tokens name it.
+    pub fn issuer(&self) -> String {
+        keycloak::issuer(self.keycloak_port)
+    }
+
+    /// The Pushgateway's base URL.
+    pub fn pushgateway(&self) -> String {
+        format!("http://127.0.0.1:{}", self.pushgateway_port)
+    }
+
+    /// Where the services' logs are.
+    pub fn logs(&self) -> &Path {
+        self.run.path()
+    }
+
+    /// An access token for one of the realm's clients (`gateway-full`, `gateway-reader`, `gateway-none`,
+    /// `gateway-narrow`, `gateway-no-audience`), kept until it nears its end.
+    pub async fn token(&self, client_id: &str) -> String {
+        self.try_token(client_id).await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// [`Stack::token`] without the panic.
+    pub async fn try_token(&self, client_id: &str) -> Result<String> {
+        self.tokens.get(&self.issuer(), client_id).await
+    }
+
+    /// The environment of a function that works with this stack.
+    pub fn kafka_env(&self) -> BTreeMap<String, String> {
+        let env = [
+            ("KAFKA_BOOTSTRAP_SERVERS", self.bootstrap()),
+            ("OIDC_ISSUER", self.issuer()),
+            ("OIDC_AUDIENCE", "kafka-gateway".to_owned()),
+            ("PUSHGATEWAY_URL", self.pushgateway()),
+        ];
+        env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Another broker, alone, with settings of its own (`("offsets.retention.minutes", "1")`).
+    pub async fn extra_broker(&self, settings: &[(&str, &str)]) -> Broker {
+        self.try_extra_broker(settings).await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    async fn try_extra_broker(&self, settings: &[(&str, &str)]) -> Result<Broker> {
+        let name = format!("kafka-{}", self.extra.fetch_add(1, Ordering::Relaxed));
+        let port = free_port()?;
+        match &self.services {
+            Services::Local { kafka_libs, .. } => {
+                let data = self.run.data(&name)?;
+                Broker::local(kafka_libs, &data, self.run.log(&name), port, settings).await
+            }
+            Services::Containers { engine, .. } => {
+                let compose = Compose::up(engine, &self.run, &name, &[("KAFKA_PORT", port)], &["kafka"], settings)?;
+                Broker::container(Arc::new(compose), port).await
+            }
+        }
+    }
+
+    /// Runs one of Kafka's own tools against this stack: `--bootstrap-server` is added.
+    pub async fn kafka_tool(&self, main_class: &str, args: &[&str]) -> String {
+        let bootstrap = self.bootstrap();
+        self.kafka.tool(main_class, &[&["--bootstrap-server", &bootstrap], args].concat()).await
+    }
+
+    /// Runs a Python script (it may import aiokafka) and returns what it wrote to standard output.
+    pub async fn python(&self, script: impl AsRef<Path>, args: &[&str]) -> String {
+        let result = async {
+            let mut python = supervised(install::venv().await?.join("bin/python"));
+            python.arg(script.as_ref()).args(args);
+            output(&script.as_ref().display().to_string(), python).await
+        };
+        result.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Starts a Python script and leaves it running: a consumer that stays a member, for one.
+    pub async fn python_spawn(&self, script: impl AsRef<Path>, args: &[&str]) -> Process {
+        let result = async {
+            let mut python = supervised(install::venv().await?.join("bin/python"));
+            python.env("PYTHONUNBUFFERED", "1").arg(script.as_ref()).args(args);
+            let log = self.run.log(&format!("python-{}", self.extra.fetch_add(1, Ordering::Relaxed)));
+            Process::start("python", python, &log)
+        };
+        result.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+type Started = (Broker, Services, u16, u16);
+
+async fn local(run: &RunDir) -> Result<Started> {
+    let installed = install::all().await?;
+    let (kafka_port, keycloak_port, pushgateway_port) = (free_port()?, free_port()?, free_port()?);
+    progress("starting kafka, keycloak and pushgateway");
+    let keycloak = keycloak::start(&installed, &run.data("keycloak")?, &run.log("keycloak"), keycloak_port)?;
+    let pushgateway = pushgateway::start(&installed.pushgateway, &run.log("pushgateway"), pushgateway_port)?;
+    let data = run.data("kafka")?;
+    let kafka = Broker::local(&installed.kafka_libs, &data, run.log("kafka"), kafka_port, &[]);
+    let (kafka, (), ()) = tokio::try_join!(
+        told("kafka", kafka),
+        told("keycloak", keycloak::ready(Some(&keycloak), keycloak_port)),
+        told("pushgateway", pushgateway::ready(Some(&pushgateway), pushgateway_port)),
+    )?;
+    let others = Box::new([keycloak, pushgateway]);
+    let services = Services::Local { kafka_libs: installed.kafka_libs, _others: others };
+    Ok((kafka, services, keycloak_port, pushgateway_port))
+}
+
+async fn containers(engine: &'static str, run: &RunDir) -> Result<Started> {
+    let (kafka_port, keycloak_port, pushgateway_port) = (free_port()?, free_port()?, free_port()?);
+    let ports = [("KAFKA_PORT", kafka_port), ("KEYCLOAK_PORT", keycloak_port), ("PUSHGATEWAY_PORT", pushgateway_port)];
+    progress(format_args!("starting kafka, keycloak and pushgateway with {engine} compose"));
+    let compose = Arc::new(Compose::up(engine, run, "stack", &ports, &[], &[])?);
+    let (kafka, (), ()) = tokio::try_join!(
+        told("kafka", Broker::container(Arc::clone(&compose), kafka_port)),
+        told("keycloak", keycloak::ready(compose.process(), keycloak_port)),
+        told("pushgateway", pushgateway::ready(compose.process(), pushgateway_port)),
+    )?;
+    Ok((kafka, Services::Containers { engine, _compose: compose }, keycloak_port, pushgateway_port))
+}
+
+async fn told<T>(name: &str, ready: impl Future<Output = Result<T>>) -> Result<T> {
+    let ready = ready.await?;
+    progress(format_args!("{name} answers"));
+    Ok(ready)
+}
