@@ -3,4 +3,6 @@
 mod world;
 
 mod consume;
+mod faults;
+mod observability;
 mod retention;

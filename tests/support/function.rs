@@ -166,7 +166,7 @@ async fn launch(name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, 
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
         ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
         ("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}")),
-        ("AWS_LAMBDA_LOG_STREAM_NAME", "2026/01/01/[$LATEST]00000000000000000000000000000000"),
+        ("AWS_LAMBDA_LOG_STREAM_NAME", &log_stream()),
         ("AWS_REGION", FUNCTION_ARN.split(':').nth(3).unwrap_or_default()),
         ("TZ", ":UTC"),
         ("_HANDLER", "bootstrap"),
@@ -185,4 +185,11 @@ fn binaries() -> Result<PathBuf> {
     let own = std::env::current_exe().context("this program's path")?;
     let dir = own.parent().unwrap_or(Path::new("."));
     Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir }.to_owned())
+}
+
+/// A name that no other sandbox has, of this process or another.
+fn log_stream() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("2026/01/01/[$LATEST]{:016x}{number:016x}", std::process::id())
 }
