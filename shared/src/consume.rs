@@ -14,8 +14,9 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Query;
 use crate::http::{Call, Endpoint, Reply, Response};
 use crate::kafka::consumers::Consumers;
+use crate::kafka::decide::Intent;
 use crate::kafka::group::Group;
-use crate::kafka::handover::{Ask, Taken};
+use crate::kafka::handover::{Ack, Ask, Stepped, Taken};
 use crate::kafka::position::Position;
 use crate::kafka::retention::Retention;
 use crate::metrics::{self, Direction};
@@ -220,7 +221,7 @@ impl Seen {
 
     /// Whether another function has committed here just now.
     fn is_others(&self, me: u32) -> bool {
-        self.position.mark.as_ref().is_some_and(|mark| mark.holder != me && mark.age() < STICKY)
+        self.position.mark.as_ref().is_some_and(|mark| mark.sandbox != me && mark.age() < STICKY)
     }
 }
 
@@ -266,7 +267,7 @@ impl Session {
 
     /// Looks, takes, and looks again, until there are records, or time is up.
     async fn consume(&self, _: &Authorized<Read>) -> Result<Vec<Batch>, Error> {
-        let me = self.consumers.holder;
+        let me = self.consumers.sandbox;
         let mut pause = LOOK.0;
         let mut first_look = true;
         let mut courteous = true;
@@ -341,7 +342,7 @@ impl Session {
     async fn renew(&self, seen: &[Seen], at_least: usize) -> Result<(), Error> {
         let due: Vec<&Seen> = seen
             .iter()
-            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.holder))
+            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.sandbox))
             .collect();
         if due.is_empty() {
             return Ok(());
@@ -385,7 +386,12 @@ impl Session {
         };
         let (consumers, seen) = (Arc::clone(&self.consumers), seen.clone());
         self.blocking(move |_, until| {
-            slot.commit(&consumers.claim_settings, &seen.position, seen.from, consumers.holder, until)
+            let intent = Intent::Keep { seen: seen.position.committed, from: seen.from };
+            match slot.step(consumers.tools(until), &intent, Some(&seen.position))? {
+                Stepped::Committed(_) => Ok(true),
+                Stepped::Refused(..) | Stepped::Fenced => Ok(false),
+                Stepped::Undecided(error) => Err(error),
+            }
         })
         .await
     }
@@ -431,18 +437,13 @@ impl Session {
                     end: seen.end,
                     records: limit,
                     bytes: budget,
-                    holder: consumers.holder,
+                    ack: Ack::Auto,
                 };
                 let mut messages = Vec::new();
-                let taken = slot.take(
-                    &consumers.claim_settings,
-                    &ask,
-                    |records| {
-                        messages = choose(records, partition, formats, limit, budget);
-                        messages.len()
-                    },
-                    until,
-                );
+                let taken = slot.take(consumers.tools(until), &ask, |records, _| {
+                    messages = choose(records, partition, formats, limit, budget);
+                    messages.len()
+                });
                 (partition, taken, messages)
             });
         }

@@ -5,11 +5,12 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use lru::LruCache;
 use rdkafka::config::ClientConfig;
 
-use super::handover::Slot;
+use super::handover::{Slot, Tools};
 use super::{claim, group};
 use crate::config::{Delivery, KafkaConfig};
 use crate::errors::Error;
@@ -28,10 +29,9 @@ type Key = (GroupId, TopicName, i32);
 #[derive(Debug)]
 pub struct Consumers {
     group_settings: ClientConfig,
-    /// The settings of the producers that hold claims.
-    pub claim_settings: ClientConfig,
+    claim_settings: ClientConfig,
     /// This sandbox, in the marks of its commits.
-    pub holder: u32,
+    pub sandbox: u32,
     delivery: Delivery,
     groups: Mutex<LruCache<GroupId, Arc<Group>>>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
@@ -43,11 +43,16 @@ impl Consumers {
         Self {
             group_settings: group::settings(config),
             claim_settings: claim::settings(config),
-            holder: rand::random(),
+            sandbox: rand::random(),
             delivery: config.delivery,
             groups: Mutex::new(LruCache::new(GROUPS)),
             slots: Mutex::new(LruCache::unbounded()),
         }
+    }
+
+    /// What a step of this sandbox needs.
+    pub fn tools(&self, until: Instant) -> Tools<'_> {
+        Tools { settings: &self.claim_settings, sandbox: self.sandbox, until }
     }
 
     /// The handle of a group.
