@@ -13,6 +13,7 @@ use rdkafka::config::ClientConfig;
 use super::handover::{Slot, Tools};
 use super::{claim, group};
 use crate::config::{Delivery, KafkaConfig};
+use crate::deadline::Deadline;
 use crate::errors::Error;
 use crate::kafka::group::Group;
 use crate::names::{GroupId, TopicName};
@@ -24,6 +25,19 @@ const SLOTS: usize = 32;
 pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
 type Key = (GroupId, TopicName, i32);
+
+/// Runs one blocking step, and gives up on it at the deadline: librdkafka may block for longer than it is told. The step
+/// then ends by itself, and drops what it had in hand.
+pub async fn blocking<T: Send + 'static>(
+    deadline: Deadline,
+    step: impl FnOnce(Instant) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let until = deadline.instant();
+    match tokio::time::timeout_at(until, tokio::task::spawn_blocking(move || step(until.into_std()))).await {
+        Ok(joined) => joined.map_err(Error::internal)?,
+        Err(_) => Err(Deadline::exceeded()),
+    }
+}
 
 /// The sandbox's groups and partitions.
 #[derive(Debug)]

@@ -74,7 +74,12 @@ pub struct Ask {
 #[derive(Debug)]
 pub enum Taken {
     /// These records are the caller's, and nobody else's. Never empty.
-    Records(Vec<Record>),
+    Records {
+        /// The records.
+        records: Vec<Record>,
+        /// Until when, milliseconds since 1970, where they are leased.
+        until: Option<u64>,
+    },
     /// Between the position and the end there is no record.
     Nothing,
     /// Somebody else was faster.
@@ -158,7 +163,10 @@ impl Slot {
                 }
             };
             match self.step(tools, &intent, Some(&seen))? {
-                Stepped::Committed(_) => return Ok(Taken::Records(self.window.take(count))),
+                Stepped::Committed(mark) => {
+                    let until = mark.lease.map(|lease| lease.until);
+                    return Ok(Taken::Records { records: self.window.take(count), until });
+                }
                 Stepped::Refused(Verdict::Moved, now) => {
                     let Some(committed) = now.committed else { return Ok(Taken::Lost) };
                     from = committed;
