@@ -113,7 +113,7 @@ impl Params {
             group: GroupId::parse(query.required("group_id")?)?,
             limit: query.number("limit", 100, 1..=1000)?,
             timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)?),
-            max_bytes: query.number("max_bytes", MAX_BYTES, 2048..=MAX_BYTES)?,
+            max_bytes: query.number("max_bytes", MAX_BYTES, 1..=MAX_BYTES)?,
             latest: query.choice("start", false, &[("earliest", false), ("latest", true)])?,
             manual,
             lease_ms,

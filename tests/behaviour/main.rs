@@ -14,3 +14,4 @@ mod leases;
 mod observability;
 mod retention;
 mod secrets;
+mod side_by_side;

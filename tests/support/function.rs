@@ -18,7 +18,8 @@ const TIMEOUT: Duration = Duration::from_secs(29);
 
 /// One running sandbox of a function. Killed when dropped.
 ///
-/// Like a sandbox of Lambda it serves one invocation at a time; calls made side by side wait for each other.
+/// Like a sandbox of Lambda it serves one invocation at a time, and calls made side by side wait for each other; with
+/// `AWS_LAMBDA_MAX_CONCURRENCY` in its environment it is one of Lambda Managed Instances, and serves as many at once.
 #[derive(Debug)]
 pub struct Function {
     process: Process,
@@ -156,7 +157,8 @@ async fn launch(name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, 
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let binary = binaries()?.join(name);
     fs::metadata(&binary).context(format_args!("{} (cargo build --workspace)", binary.display()))?;
-    let (sandbox, address) = Sandbox::listen(name).await?;
+    let managed = env.get("AWS_LAMBDA_MAX_CONCURRENCY").is_some_and(|concurrency| concurrency != "1");
+    let (sandbox, address) = Sandbox::listen(name, managed).await?;
     let mut command = supervised(&binary);
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.envs([

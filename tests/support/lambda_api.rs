@@ -4,7 +4,7 @@
 //! is held back until the runtime *and* every extension have asked for it, deadlines and INVOKE events begin at the
 //! delivery, and no answer can be missed by its waiter when many calls a second are made.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -52,6 +52,8 @@ pub(crate) struct Sandbox(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     name: String,
+    /// A sandbox of Lambda Managed Instances: it serves calls side by side, and waits for no extension.
+    managed: bool,
     state: Mutex<StateOf>,
     changed: Notify,
 }
@@ -59,8 +61,10 @@ struct Inner {
 #[derive(Debug, Default)]
 struct StateOf {
     queue: VecDeque<Invocation>,
-    current: Option<Current>,
-    runtime: Option<oneshot::Sender<Delivery>>,
+    /// Invocations under way, by their ids; one at the most, unless managed.
+    current: HashMap<String, Reply>,
+    /// Who waits for work; one at the most, unless managed.
+    runtimes: VecDeque<oneshot::Sender<Delivery>>,
     extensions: Vec<Extension>,
     first_next: Option<Instant>,
     init_error: Option<Value>,
@@ -71,14 +75,10 @@ struct StateOf {
 struct Invocation {
     event: Vec<u8>,
     timeout: Duration,
-    reply: oneshot::Sender<std::result::Result<Value, Failure>>,
+    reply: Reply,
 }
 
-#[derive(Debug)]
-struct Current {
-    id: String,
-    reply: Option<oneshot::Sender<std::result::Result<Value, Failure>>>,
-}
+type Reply = oneshot::Sender<std::result::Result<Value, Failure>>;
 
 #[derive(Debug)]
 struct Extension {
@@ -97,8 +97,8 @@ struct Delivery {
 
 impl Sandbox {
     /// Starts the API on a port of its own.
-    pub(crate) async fn listen(name: &str) -> Result<(Self, SocketAddr)> {
-        let inner = Inner { name: name.to_owned(), state: Mutex::default(), changed: Notify::new() };
+    pub(crate) async fn listen(name: &str, managed: bool) -> Result<(Self, SocketAddr)> {
+        let inner = Inner { name: name.to_owned(), managed, state: Mutex::default(), changed: Notify::new() };
         let sandbox = Self(Arc::new(inner));
         let router = Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
@@ -149,7 +149,7 @@ impl Sandbox {
     /// Whether the runtime and all extensions wait for work: the moment Lambda freezes a sandbox.
     pub(crate) fn idle(&self) -> bool {
         let state = lock(&self.0.state);
-        state.current.is_none() && state.queue.is_empty() && state.all_waiting()
+        state.current.is_empty() && state.queue.is_empty() && state.all_waiting()
     }
 
     /// Waits for the next change of anything above.
@@ -171,20 +171,28 @@ impl Sandbox {
 impl StateOf {
     fn all_waiting(&self) -> bool {
         let open = |extension: &Extension| extension.waiting.as_ref().is_some_and(|it| !it.is_closed());
-        self.runtime.as_ref().is_some_and(|it| !it.is_closed()) && self.extensions.iter().all(open)
+        self.runtimes.iter().any(|it| !it.is_closed()) && self.extensions.iter().all(open)
     }
 
     /// Ends an invocation that was answered, and delivers the next, once everybody has asked for it.
     fn advance(&mut self, sandbox: &Sandbox) {
-        if !self.all_waiting() {
-            return;
+        self.runtimes.retain(|runtime| !runtime.is_closed());
+        if sandbox.0.managed {
+            while !self.queue.is_empty() && !self.runtimes.is_empty() {
+                self.deliver(sandbox);
+            }
+        } else if self.all_waiting() {
+            for (_, reply) in self.current.drain() {
+                // The runtime came back for more without an answer.
+                let _ = reply.send(Err(Failure::Error(json!({ "errorType": "Runtime.NoAnswer" }))));
+            }
+            self.deliver(sandbox);
         }
-        if let Some(Current { reply: Some(reply), .. }) = self.current.take() {
-            // The runtime came back for more without an answer.
-            let _ = reply.send(Err(Failure::Error(json!({ "errorType": "Runtime.NoAnswer" }))));
-        }
+    }
+
+    fn deliver(&mut self, sandbox: &Sandbox) {
         let Some(invocation) = self.queue.pop_front() else { return };
-        let Some(runtime) = self.runtime.take() else { return };
+        let Some(runtime) = self.runtimes.pop_front() else { return };
         self.delivered += 1;
         let id = format!("00000000-0000-4000-8000-{:012}", self.delivered);
         let deadline = SystemTime::now() + invocation.timeout;
@@ -201,7 +209,7 @@ impl StateOf {
                 }));
             }
         }
-        self.current = Some(Current { id: id.clone(), reply: Some(invocation.reply) });
+        self.current.insert(id.clone(), invocation.reply);
         let (sandbox, late) = (sandbox.clone(), id.clone());
         SERVERS.spawn(async move {
             tokio::time::sleep(invocation.timeout).await;
@@ -210,10 +218,9 @@ impl StateOf {
         let _ = runtime.send(Delivery { id, deadline, trace, event: invocation.event });
     }
 
-    /// Gives the waiting caller the outcome; false if that invocation is not the current one, or has its answer.
+    /// Gives the waiting caller the outcome; false if that invocation is not under way, or has its answer.
     fn settle(&mut self, id: &str, outcome: std::result::Result<Value, Failure>) -> bool {
-        let current = self.current.as_mut().filter(|current| current.id == id);
-        let Some(reply) = current.and_then(|current| current.reply.take()) else { return false };
+        let Some(reply) = self.current.remove(id) else { return false };
         let _ = reply.send(outcome);
         true
     }
@@ -223,7 +230,11 @@ async fn next(State(sandbox): State<Sandbox>) -> Response {
     let (sender, delivery) = oneshot::channel();
     sandbox.update(|state| {
         state.first_next.get_or_insert_with(Instant::now);
-        state.runtime = Some(sender);
+        if !sandbox.0.managed {
+            // It asks anew; the connection it asked on before is gone.
+            state.runtimes.clear();
+        }
+        state.runtimes.push_back(sender);
     });
     let Ok(delivery) = delivery.await else { return StatusCode::GONE.into_response() };
     let headers = [

@@ -158,7 +158,7 @@ impl Serialize for Headers {
 
 impl Response {
     /// What the answer weighs beside its body: the bytes of the response event around it, rounded up.
-    pub const ENVELOPE_BYTES: usize = 1024;
+    pub const ENVELOPE_BYTES: usize = 512;
 
     fn new(reply: Reply, request_id: &str) -> Self {
         Self {

@@ -1,0 +1,78 @@
+//! Many invocations at once in one sandbox, as on Lambda Managed Instances.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tests::Stack;
+
+use crate::consume::{fill, offsets, values};
+use crate::world::{consume, function_with, produce, topic, unique};
+
+const SETTINGS: [(&str, &str); 1] = [("AWS_LAMBDA_MAX_CONCURRENCY", "64")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_calls_at_once_get_each_record_once() {
+    const RECORDS: usize = 3000;
+    let (stack, topic, group) = (Stack::shared().await, topic(4).await, unique("group"));
+    fill(&stack.bootstrap(), &topic, 4, RECORDS);
+    let consumer = Arc::new(function_with("consume", &SETTINGS).await);
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let (consumer, topic, group) = (Arc::clone(&consumer), topic.clone(), group.clone());
+        running.spawn(async move {
+            let mut got = Vec::new();
+            loop {
+                let answer = consume(&consumer, &topic, &group, "&limit=20&timeout_ms=2000").await;
+                if answer.status == 200 && answer.messages().is_empty() {
+                    return got;
+                }
+                got.extend(values(answer.messages()));
+            }
+        });
+    }
+    let mut all: Vec<usize> = running.join_all().await.into_iter().flatten().collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..RECORDS).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_records_at_once_have_each_their_receipt() {
+    let topic = topic(1).await;
+    let producer = Arc::new(function_with("produce", &SETTINGS).await);
+    let mut running = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let (producer, topic) = (Arc::clone(&producer), topic.clone());
+        running.spawn(async move {
+            let receipt = produce(&producer, &json!({ "topic": topic, "value": n.to_string() })).await.ok();
+            receipt["offset"].as_i64().expect("an offset")
+        });
+    }
+    let mut all: Vec<i64> = running.join_all().await;
+    all.sort_unstable();
+    assert_eq!(all, (0..64).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_groups_than_a_sandbox_keeps_pass_through_it() {
+    let (stack, topic) = (Stack::shared().await, topic(2).await);
+    fill(&stack.bootstrap(), &topic, 2, 10);
+    let consumer = Arc::new(function_with("consume", &SETTINGS).await);
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (consumer, topic, group) = (Arc::clone(&consumer), topic.clone(), unique("group"));
+        running.spawn(async move {
+            let mut got = Vec::new();
+            while got.len() < 10 {
+                got.extend(offsets(consume(&consumer, &topic, &group, "&timeout_ms=5000").await.messages()));
+            }
+            got.sort_unstable();
+            got
+        });
+    }
+    for got in running.join_all().await {
+        assert_eq!(got, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]);
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", consumer.pid())).expect("threads").count();
+    println!("{threads} threads after 40 groups");
+    assert!(threads < 400, "{threads} threads");
+}
