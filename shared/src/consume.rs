@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use crate::auth::{Authorized, May, Read};
-use crate::config::Config;
+use crate::config::{Config, Delivery};
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Query;
 use crate::http::{Call, Endpoint, Reply, Response};
-use crate::kafka::consumers::Consumers;
+use crate::kafka::consumers::{Consumers, blocking};
+use crate::kafka::decide::Intent;
 use crate::kafka::group::Group;
-use crate::kafka::handover::{Ask, Taken};
-use crate::kafka::position::Position;
+use crate::kafka::handover::{Ack, Ask, Stepped, Taken};
+use crate::kafka::position::{Position, now_ms};
 use crate::kafka::retention::Retention;
+use crate::lease::Token;
 use crate::metrics::{self, Direction};
 use crate::names::{GroupId, TopicName};
 use crate::record::{self, Format, Formats, Record};
@@ -44,11 +46,15 @@ const RENEWALS: usize = 2;
 /// For how long a group is taken to have no live members after a commit has shown it.
 const PROBE: Duration = Duration::from_secs(30);
 
+/// `lease_ms`: the shortest, the default, the longest.
+pub const LEASE_MS: (u64, u64, u64) = (1_000, 30_000, 600_000);
+
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
 pub struct Consume {
     consumers: Arc<Consumers>,
     retention: Arc<Retention>,
+    delivery: Delivery,
 }
 
 impl Endpoint for Consume {
@@ -61,11 +67,16 @@ impl Endpoint for Consume {
         Ok(Self {
             consumers: Arc::new(Consumers::new(&config.kafka)),
             retention: Arc::new(Retention::discover(&config.kafka).await),
+            delivery: config.kafka.delivery,
         })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
         let params = Params::read(&call.request.query(Params::KNOWN)?)?;
+        if params.manual && self.delivery == Delivery::Shared {
+            let detail = "ack: manual needs exclusive delivery, which this deployment has turned off";
+            return Err(Error::new(Code::InvalidParameter, detail));
+        }
         call.on_topic(&params.topic);
         call.on_group(&params.group);
         let from = may.on((params.topic.clone(), params.group.clone()))?;
@@ -75,6 +86,9 @@ impl Endpoint for Consume {
             retention: Arc::clone(&self.retention),
             deadline: call.deadline.extended(params.timeout),
             answer_at: Instant::now() + params.timeout,
+            token: Token::new(&params.topic, &params.group),
+            principal: from.principal().id().to_owned(),
+            leases: self.delivery == Delivery::Exclusive,
             params,
         };
         let result = session.consume(&from).await;
@@ -85,7 +99,7 @@ impl Endpoint for Consume {
         let records = batches.iter().map(|batch| batch.messages.len() as u64).sum();
         let bytes = batches.iter().map(|batch| batch.bytes as u64).sum();
         metrics::records_passed(Direction::Consume, from.topic(), records, bytes);
-        Ok(Reply::json(200, session.params.answer(&batches)))
+        Ok(Reply::json(200, session.answer(&batches)))
     }
 
     async fn stop(&self) {}
@@ -100,6 +114,8 @@ struct Params {
     timeout: Duration,
     max_bytes: usize,
     latest: bool,
+    manual: bool,
+    lease_ms: u64,
     formats: Formats,
 }
 
@@ -111,6 +127,7 @@ impl Params {
         "timeout_ms",
         "max_bytes",
         "ack",
+        "lease_ms",
         "start",
         "format",
         "key_format",
@@ -119,14 +136,21 @@ impl Params {
 
     fn read(query: &Query<'_>) -> Result<Self, Error> {
         let format = query.choice("format", Format::Auto, Format::WORDS)?;
-        query.choice("ack", (), &[("auto", ())])?;
+        let manual = query.choice("ack", false, &[("auto", false), ("manual", true)])?;
+        if query.get("lease_ms").is_some() && !manual {
+            return Err(Error::new(Code::InvalidParameter, "lease_ms: goes with ack=manual only"));
+        }
+        let (shortest, default, longest) = LEASE_MS;
+        let lease_ms = query.number("lease_ms", default, shortest..=longest)?;
         Ok(Self {
             topic: TopicName::parse(query.required("topic")?)?,
             group: GroupId::parse(query.required("group_id")?)?,
             limit: query.number("limit", 100, 1..=1000)?,
-            timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)? as u64),
+            timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)?),
             max_bytes: query.number("max_bytes", MAX_BYTES, 2048..=MAX_BYTES)?,
             latest: query.choice("start", false, &[("earliest", false), ("latest", true)])?,
+            manual,
+            lease_ms,
             formats: Formats {
                 key: query.choice("key_format", format, Format::WORDS)?,
                 value: query.choice("value_format", format, Format::WORDS)?,
@@ -140,9 +164,20 @@ impl Params {
         format!("{{\"topic\":{topic},\"group_id\":{group},\"messages\":[")
     }
 
+    /// What the records of one answer may weigh.
+    fn budget(&self) -> usize {
+        let lease = if self.manual { 2 * record::weight(&self.head()) + LEASE_WEIGHT } else { 0 };
+        self.max_bytes.saturating_sub(Response::ENVELOPE_BYTES + record::weight(&self.head()) + lease + 2)
+    }
+}
+
+/// What a lease weighs in an answer, beside the names of topic and group, which stand in its token in base64.
+const LEASE_WEIGHT: usize = 512;
+
+impl Session {
     fn answer(&self, batches: &[Batch]) -> String {
         let messages = || batches.iter().flat_map(|batch| &batch.messages);
-        let mut body = self.head();
+        let mut body = self.params.head();
         body.reserve(messages().map(|message| message.len() + 1).sum::<usize>() + 2);
         for (index, message) in messages().enumerate() {
             if index > 0 {
@@ -150,13 +185,29 @@ impl Params {
             }
             body.push_str(message);
         }
-        body.push_str("]}");
+        body.push(']');
+        if self.params.manual && !batches.is_empty() {
+            let partitions = batches.iter().map(|batch| batch.partition).collect();
+            let until = batches.iter().filter_map(|batch| batch.until).min();
+            body.push_str(",\"lease\":");
+            body.push_str(&self.lease(partitions, until).to_string());
+        }
+        body.push('}');
         body
     }
 
-    /// What the records of one answer may weigh.
-    fn budget(&self) -> usize {
-        self.max_bytes.saturating_sub(Response::ENVELOPE_BYTES + record::weight(&self.head()) + 2)
+    /// A lease as the caller sees it.
+    fn lease(&self, partitions: Vec<i32>, until: Option<u64>) -> Value {
+        metrics::lease("granted", partitions.len() as u64);
+        json!({ "token": self.token.of(partitions).encode(), "expires_at": until })
+    }
+
+    /// How records are handed out in this call.
+    fn ack(&self, manual: bool) -> Ack {
+        if !manual {
+            return Ack::Auto;
+        }
+        Ack::Manual { lease_ms: self.params.lease_ms, holder: self.token.holder(&self.principal) }
     }
 }
 
@@ -166,6 +217,8 @@ struct Batch {
     partition: i32,
     messages: Vec<String>,
     bytes: usize,
+    /// When its lease expires, if it has one.
+    until: Option<u64>,
 }
 
 /// How many of `records` one answer takes, rendered: at most `limit`, at most `budget` of weight.
@@ -173,6 +226,7 @@ fn choose<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     partition: i32,
     formats: Formats,
+    attempt: impl Fn(i64) -> Option<u32>,
     limit: usize,
     budget: usize,
 ) -> Vec<String> {
@@ -183,7 +237,7 @@ fn choose<'a>(
         if record.bytes() > left {
             break;
         }
-        let message = record::encode(record, partition, formats);
+        let message = record::encode(record, partition, formats, attempt(record.offset));
         let Some(rest) = left.checked_sub(record::weight(&message) + 1) else { break };
         left = rest;
         chosen.push(message);
@@ -200,6 +254,11 @@ struct Session {
     deadline: Deadline,
     /// When an answer without records goes out.
     answer_at: Instant,
+    /// What the leases of this call belong to.
+    token: Token,
+    principal: String,
+    /// Whether leases can be given at all.
+    leases: bool,
     params: Params,
 }
 
@@ -220,29 +279,15 @@ impl Seen {
 
     /// Whether another function has committed here just now.
     fn is_others(&self, me: u32) -> bool {
-        self.position.mark.as_ref().is_some_and(|mark| mark.holder != me && mark.age() < STICKY)
+        self.position.mark.as_ref().is_some_and(|mark| mark.sandbox != me && mark.age() < STICKY)
     }
 }
 
 impl Session {
-    /// Runs one blocking step, and gives up on it at the deadline: librdkafka may block for longer than it is told.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        step: impl FnOnce(&Group, Instant) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let group = Arc::clone(&self.group);
-        let until = self.deadline.instant().into_std();
-        let running = spawn_blocking(move || step(&group, until));
-        match tokio::time::timeout_at(self.deadline.instant(), running).await {
-            Ok(joined) => joined.map_err(Error::internal)?,
-            Err(_) => Err(Deadline::exceeded()),
-        }
-    }
-
     /// All partitions: where the group is, and how far they go.
     async fn look(&self) -> Result<Vec<Seen>, Error> {
-        let (topic, latest) = (self.params.topic.clone(), self.params.latest);
-        self.blocking(move |group, until| {
+        let (group, topic, latest) = (Arc::clone(&self.group), self.params.topic.clone(), self.params.latest);
+        blocking(self.deadline, move |until| {
             let patience = || until.saturating_duration_since(Instant::now());
             group.drain_events();
             let partitions: Vec<i32> = (0..group.partitions(&topic, patience())?).collect();
@@ -266,14 +311,15 @@ impl Session {
 
     /// Looks, takes, and looks again, until there are records, or time is up.
     async fn consume(&self, _: &Authorized<Read>) -> Result<Vec<Batch>, Error> {
-        let me = self.consumers.holder;
+        let me = self.consumers.sandbox;
         let mut pause = LOOK.0;
         let mut first_look = true;
         let mut courteous = true;
         let mut alone: Option<i32> = None;
-        let mut too_large: HashMap<i32, Error> = HashMap::new();
+        let mut too_large: HashMap<i32, (i64, usize)> = HashMap::new();
         loop {
             let seen = self.look().await?;
+            let now = now_ms();
             if std::mem::take(&mut first_look) {
                 if self.params.latest {
                     self.fix_start(&seen).await?;
@@ -283,7 +329,7 @@ impl Session {
             let mut waiting: Vec<&Seen> = seen
                 .iter()
                 .filter(|seen| seen.from != seen.end && !too_large.contains_key(&seen.partition))
-                .filter(|seen| !self.is_barren(seen))
+                .filter(|seen| !self.is_barren(seen) && seen.position.live_lease(now).is_none())
                 .collect();
             order(&mut waiting, me);
             let free = waiting.iter().filter(|seen| !seen.is_others(me)).count();
@@ -298,8 +344,12 @@ impl Session {
             }
             if waiting.is_empty() {
                 // Nothing is left that could be answered with.
-                if let Some((_, error)) = too_large.drain().next() {
-                    return Err(error);
+                if let Some((partition, (offset, size))) = too_large.drain().next() {
+                    let at = seen.iter().find(|seen| seen.partition == partition && seen.end > offset);
+                    if let Some(error) = self.too_large(at, offset, size).await? {
+                        return Err(error);
+                    }
+                    continue;
                 }
             } else {
                 let outcome = self.take(&waiting).await?;
@@ -312,7 +362,7 @@ impl Session {
                 let too_large_before = too_large.len();
                 for (partition, offset, size, full_budget) in outcome.too_large {
                     if full_budget {
-                        too_large.insert(partition, self.too_large(partition, offset, size));
+                        too_large.insert(partition, (offset, size));
                     } else {
                         alone = Some(partition);
                     }
@@ -341,13 +391,14 @@ impl Session {
     async fn renew(&self, seen: &[Seen], at_least: usize) -> Result<(), Error> {
         let due: Vec<&Seen> = seen
             .iter()
-            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.holder))
+            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.sandbox))
             .collect();
         if due.is_empty() {
             return Ok(());
         }
         let (retention, topic) = (Arc::clone(&self.retention), self.params.topic.clone());
-        self.blocking(move |group, until| retention.refresh(group, &topic, until)).await?;
+        let group = Arc::clone(&self.group);
+        blocking(self.deadline, move |until| retention.refresh(&group, &topic, until)).await?;
         for seen in due.iter().take(at_least.max(due.len().div_ceil(4))) {
             self.commit(seen).await?;
         }
@@ -384,18 +435,50 @@ impl Session {
             return Ok(false);
         };
         let (consumers, seen) = (Arc::clone(&self.consumers), seen.clone());
-        self.blocking(move |_, until| {
-            slot.commit(&consumers.claim_settings, &seen.position, seen.from, consumers.holder, until)
+        blocking(self.deadline, move |until| {
+            let intent = Intent::Keep { seen: seen.position.committed, from: seen.from };
+            match slot.step(consumers.tools(until), &intent, Some(&seen.position))? {
+                Stepped::Committed(_) => Ok(true),
+                Stepped::Refused(..) | Stepped::Fenced => Ok(false),
+                Stepped::Undecided(error) => Err(error),
+            }
         })
         .await
     }
 
-    fn too_large(&self, partition: i32, offset: i64, size: usize) -> Error {
-        Error::new(Code::RecordTooLarge, "The next record of this partition does not fit into one answer (max_bytes)")
-            .with("partition", partition)
+    /// `413` for a record that alone does not fit into one answer, with a lease of that one record, by which it can be
+    /// skipped. Nothing, if somebody else has it by now.
+    async fn too_large(&self, seen: Option<&Seen>, offset: i64, size: usize) -> Result<Option<Error>, Error> {
+        let Some(seen) = seen else { return Ok(None) };
+        let detail = "The next record of this partition does not fit into one answer (max_bytes)";
+        let error = Error::new(Code::RecordTooLarge, detail)
+            .with("partition", seen.partition)
             .with("offset", offset)
             .with("size", size)
-            .with("group_id", self.params.group.as_str())
+            .with("group_id", self.params.group.as_str());
+        if !self.leases {
+            return Ok(Some(error));
+        }
+        let Some(mut slot) = self.consumers.slot(&self.group, &self.params.topic, seen.partition)? else {
+            return Ok(None);
+        };
+        let ask = Ask {
+            seen: seen.position.clone(),
+            from: seen.from,
+            end: seen.end,
+            records: 1,
+            bytes: 1,
+            ack: self.ack(true),
+        };
+        let consumers = Arc::clone(&self.consumers);
+        let taken = blocking(self.deadline, move |until| slot.take(consumers.tools(until), &ask, |_, _| 1)).await?;
+        match taken {
+            Taken::Records { records, until } if records.iter().any(|record| record.offset == offset) => {
+                Ok(Some(error.with("lease", self.lease(vec![seen.partition], until))))
+            }
+            Taken::Undecided(error) => Err(error),
+            _ => Ok(None),
+        }
     }
 
     /// Takes records from the first of `waiting` that together may have enough.
@@ -421,28 +504,20 @@ impl Session {
                 continue;
             };
             let (consumers, formats) = (Arc::clone(&self.consumers), self.params.formats);
+            let (ack, manual) = (self.ack(self.params.manual), self.params.manual);
             let until = self.deadline.instant().into_std();
             let partition = seen.partition;
             awaited.insert(partition);
             running.spawn_blocking(move || {
-                let ask = Ask {
-                    seen: seen.position,
-                    from: seen.from,
-                    end: seen.end,
-                    records: limit,
-                    bytes: budget,
-                    holder: consumers.holder,
-                };
+                let ask =
+                    Ask { seen: seen.position, from: seen.from, end: seen.end, records: limit, bytes: budget, ack };
                 let mut messages = Vec::new();
-                let taken = slot.take(
-                    &consumers.claim_settings,
-                    &ask,
-                    |records| {
-                        messages = choose(records, partition, formats, limit, budget);
-                        messages.len()
-                    },
-                    until,
-                );
+                let taken = slot.take(consumers.tools(until), &ask, |records, position| {
+                    let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
+                    let attempt = |offset| manual.then(|| delivered(offset) + 1);
+                    messages = choose(records, partition, formats, attempt, limit, budget);
+                    messages.len()
+                });
                 (partition, taken, messages)
             });
         }
@@ -453,9 +528,9 @@ impl Session {
             let (partition, taken, messages) = joined.map_err(Error::internal)?;
             awaited.remove(&partition);
             match taken {
-                Ok(Taken::Records(records)) => {
+                Ok(Taken::Records { records, until }) => {
                     let bytes = records.iter().map(Record::bytes).sum();
-                    outcome.batches.push(Batch { partition, messages, bytes });
+                    outcome.batches.push(Batch { partition, messages, bytes, until });
                 }
                 Ok(Taken::Nothing) => {}
                 Ok(Taken::Lost) => outcome.lost = true,

@@ -70,6 +70,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, 415, "The content type is not supported";
     /// Ordinary members of the consumer group are alive.
     GroupInUse = "group_in_use", 409, 409, "The consumer group has live members";
+    /// The lease is over.
+    LeaseLost = "lease_lost", 409, 409, "The lease is lost";
     /// The record is well-formed JSON, but cannot become a Kafka record.
     UnprocessableRecord = "unprocessable_record", 422, 422, "The record cannot be written";
     /// The broker asks for a slower pace.
@@ -107,6 +109,7 @@ impl Code {
             | Self::MethodNotAllowed
             | Self::RecordTooLarge
             | Self::UnsupportedMediaType
+            | Self::LeaseLost
             | Self::UnprocessableRecord
             | Self::Internal => false,
         }

@@ -1,5 +1,6 @@
 //! What every function of the Kafka gateway is built from.
 
+pub mod acknowledge;
 pub mod app;
 pub mod auth;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod errors;
 mod fake_server;
 pub mod http;
 pub mod kafka;
+pub mod lease;
 pub mod lifecycle;
 pub mod metrics;
 pub mod names;

@@ -97,11 +97,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 
 /// Reads a produce request. No error repeats what was sent, but for the names of members.
 fn parse(body: &[u8]) -> Result<(TopicName, NewRecord), Error> {
-    if body.is_empty() {
-        return Err(Error::new(Code::InvalidJson, "The body is empty"));
-    }
-    let body: &RawValue = serde_json::from_slice(body).map_err(shape_error)?;
-    let body: Body<'_> = record::object(body).map_err(shape_error)?;
+    let body: Body<'_> = record::body(body)?;
     let topic = body.topic.ok_or_else(|| Error::new(Code::MissingParameter, "topic: is required"))?;
     let topic: String = member(topic, "topic: must be a string")?;
     let topic = TopicName::parse(&topic)?;
@@ -145,22 +141,6 @@ fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error>
         let words: Vec<_> = Format::WORDS.iter().map(|(word, _)| *word).collect();
         Error::new(Code::InvalidParameter, format!("{field}: must be one of {}", words.join(", ")))
     })
-}
-
-/// serde's messages may quote the body; only those that name a member are passed on.
-#[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
-fn shape_error(error: serde_json::Error) -> Error {
-    if error.is_syntax() || error.is_eof() {
-        let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
-        return Error::new(Code::InvalidJson, place);
-    }
-    let message = error.to_string();
-    let named = message.starts_with("unknown field") || message.starts_with("duplicate field");
-    let text = message.split(" at line ").next().unwrap_or_default();
-    if named && text.len() < 300 {
-        return Error::new(Code::InvalidParameter, text.to_owned());
-    }
-    Error::new(Code::InvalidParameter, "The body must be a JSON object as the documentation describes it")
 }
 
 /// Hands the caller's trace on in the record's headers (W3C Trace Context), unless the caller gave headers of that name.

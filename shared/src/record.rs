@@ -85,8 +85,32 @@ struct HeaderIn {
     value_base64: Option<String>,
 }
 
+/// Reads a request's body. No error repeats what was sent, but for the names of members.
+pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+    if body.is_empty() {
+        return Err(Error::new(Code::InvalidJson, "The body is empty"));
+    }
+    let json: &RawValue = serde_json::from_slice(body).map_err(|error| shape_error(&error))?;
+    object(json).map_err(|error| shape_error(&error))
+}
+
+/// serde's messages may quote the body; only those that name a member are passed on.
+fn shape_error(error: &serde_json::Error) -> Error {
+    if error.is_syntax() || error.is_eof() {
+        let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
+        return Error::new(Code::InvalidJson, place);
+    }
+    let message = error.to_string();
+    let named = message.starts_with("unknown field") || message.starts_with("duplicate field");
+    let text = message.split(" at line ").next().unwrap_or_default();
+    if named && text.len() < 300 {
+        return Error::new(Code::InvalidParameter, text.to_owned());
+    }
+    Error::new(Code::InvalidParameter, "The body must be a JSON object as the documentation describes it")
+}
+
 /// Reads a JSON object. serde by itself would take an array of the members' values for one.
-pub fn object<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, serde_json::Error> {
+fn object<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, serde_json::Error> {
     if !json.get().starts_with('{') {
         return Err(serde::de::Error::custom("not an object"));
     }
@@ -174,8 +198,8 @@ pub struct Formats {
     pub value: Format,
 }
 
-/// Renders a record as one member of `messages`.
-pub fn encode(record: &Record, partition: i32, formats: Formats) -> String {
+/// Renders a record as one member of `messages`. `attempt` counts its deliveries under leases, this one included.
+pub fn encode(record: &Record, partition: i32, formats: Formats, attempt: Option<u32>) -> String {
     let mut out = String::with_capacity(96 + record.bytes() * 5 / 4);
     out.push_str("{\"partition\":");
     out.push_str(&partition.to_string());
@@ -183,6 +207,10 @@ pub fn encode(record: &Record, partition: i32, formats: Formats) -> String {
     out.push_str(&record.offset.to_string());
     out.push_str(",\"timestamp\":");
     out.push_str(&record.timestamp.to_string());
+    if let Some(attempt) = attempt {
+        out.push_str(",\"delivery_attempt\":");
+        out.push_str(&attempt.to_string());
+    }
     encode_field(&mut out, "key", record.key.as_deref(), formats.key);
     encode_field(&mut out, "value", record.value.as_deref(), formats.value);
     out.push_str(",\"headers\":[");
@@ -360,7 +388,7 @@ mod tests {
 
     fn shown(value: &[u8], format: Format) -> Value {
         let record = Record { offset: 7, timestamp: 1, key: None, value: Some(value.to_vec()), headers: vec![] };
-        serde_json::from_str(&encode(&record, 3, Formats { key: format, value: format })).expect("JSON")
+        serde_json::from_str(&encode(&record, 3, Formats { key: format, value: format }, None)).expect("JSON")
     }
 
     #[test]
@@ -386,7 +414,7 @@ mod tests {
         for value in ["\u{1}".repeat(1000), "\"".repeat(1000), "\\".repeat(1000), "\n".repeat(1000)] {
             let record =
                 Record { offset: 0, timestamp: 0, key: None, value: Some(value.into_bytes()), headers: vec![] };
-            let json = encode(&record, 0, Formats::default());
+            let json = encode(&record, 0, Formats::default(), None);
             assert!(json.contains("\"value_encoding\":\"base64\""));
             // The weight is what the runtime really sends: the body as a JSON string.
             assert_eq!(weight(&json) + 2, Value::from(json.clone()).to_string().len());

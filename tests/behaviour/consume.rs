@@ -28,11 +28,11 @@ pub(crate) fn fill(bootstrap: &str, topic: &str, partitions: i32, count: usize) 
     producer.flush(Duration::from_secs(30)).expect("written");
 }
 
-fn values(messages: &[Value]) -> Vec<usize> {
+pub(crate) fn values(messages: &[Value]) -> Vec<usize> {
     messages.iter().map(|message| message["value"].as_str().expect("text").parse().expect("a number")).collect()
 }
 
-fn offsets(messages: &[Value]) -> Vec<i64> {
+pub(crate) fn offsets(messages: &[Value]) -> Vec<i64> {
     messages.iter().map(|message| message["offset"].as_i64().expect("an offset")).collect()
 }
 

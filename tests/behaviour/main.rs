@@ -4,5 +4,6 @@ mod world;
 
 mod consume;
 mod faults;
+mod leases;
 mod observability;
 mod retention;

@@ -1,5 +1,8 @@
 //! What operators see: log lines, and metrics on a real Pushgateway.
 
+// Counts are whole numbers, which floating point holds exactly.
+#![allow(clippy::float_cmp)]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

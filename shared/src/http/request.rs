@@ -3,6 +3,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -132,12 +135,10 @@ impl Query<'_> {
     }
 
     /// A whole number within bounds.
-    pub fn number(
-        &self,
-        name: &'static str,
-        default: usize,
-        bounds: std::ops::RangeInclusive<usize>,
-    ) -> Result<usize, Error> {
+    pub fn number<T>(&self, name: &'static str, default: T, bounds: RangeInclusive<T>) -> Result<T, Error>
+    where
+        T: PartialOrd + Display + FromStr,
+    {
         let Some(text) = self.get(name) else { return Ok(default) };
         // `usize::from_str` would take a leading plus.
         let number = if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None };
@@ -215,7 +216,8 @@ mod tests {
         assert_eq!(query.required("group_id").expect_err("missing").code(), Code::MissingParameter);
         for text in ["", "0", "-1", "+5", "5.0", "1e2", "１", "99999999999999999999999", "1001"] {
             let read = of(&format!("limit={text}"));
-            let error = read.query(&["limit"]).and_then(|query| query.number("limit", 1, 1..=1000)).expect_err(text);
+            let error =
+                read.query(&["limit"]).and_then(|query| query.number("limit", 1, 1..=1000_usize)).expect_err(text);
             assert_eq!(error.code(), Code::InvalidParameter, "{text}");
         }
         for raw in ["topic=a&topic=a", "topic=a&secret=b"] {

@@ -6,9 +6,9 @@
 //! commit can succeed, and a stable read after the claim shows what ours is based on:
 //!
 //! 1. claim (skipped while the claim of an earlier call is still good),
-//! 2. read the position, stable (KIP-447): if it is not what the records were read from, they are not ours,
+//! 2. read the position, stable (KIP-447), and decide by it (see [`decide`](super::decide)),
 //! 3. commit the new position, with a mark that holds a nonce, through the transaction,
-//! 4. hand the records out.
+//! 4. only then act on it: hand the records out, say that they are accepted.
 //!
 //! If the outcome of 3 is not known (a fenced or timed-out `EndTxn` may have been applied), a new claim settles it and
 //! the nonce tells. While that cannot be learned, nothing is handed out.
@@ -102,12 +102,12 @@ impl Claim {
         read.into_iter().next().ok_or_else(|| Error::internal("no position"))
     }
 
-    /// Moves the position to `offset`, with a mark that holds a new nonce. After anything but `Ok(Committed::Yes)` the
+    /// Commits the mark's offset, with the mark. After anything but `Ok(Committed::Yes)` the
     /// claim is used up and must be dropped.
     ///
     /// Errors: `409 group_in_use`, `403` by Kafka's ACLs, `503`: nothing is committed.
-    pub fn commit(&self, offset: i64, mark: &Mark, until: Instant) -> Result<Committed, Error> {
-        let offsets = marked(&self.topic, self.partition, offset, mark)?;
+    pub fn commit(&self, mark: &Mark, until: Instant) -> Result<Committed, Error> {
+        let offsets = marked(&self.topic, self.partition, mark)?;
         let metadata = self.group.metadata()?;
         self.producer.begin_transaction().map_err(from_kafka)?;
         if let Err(error) = self.producer.send_offsets_to_transaction(&offsets, &metadata, patience(until)) {

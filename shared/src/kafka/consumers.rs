@@ -5,13 +5,15 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use lru::LruCache;
 use rdkafka::config::ClientConfig;
 
-use super::handover::Slot;
+use super::handover::{Slot, Tools};
 use super::{claim, group};
 use crate::config::{Delivery, KafkaConfig};
+use crate::deadline::Deadline;
 use crate::errors::Error;
 use crate::kafka::group::Group;
 use crate::names::{GroupId, TopicName};
@@ -24,14 +26,26 @@ pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
 type Key = (GroupId, TopicName, i32);
 
+/// Runs one blocking step, and gives up on it at the deadline: librdkafka may block for longer than it is told. The step
+/// then ends by itself, and drops what it had in hand.
+pub async fn blocking<T: Send + 'static>(
+    deadline: Deadline,
+    step: impl FnOnce(Instant) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let until = deadline.instant();
+    match tokio::time::timeout_at(until, tokio::task::spawn_blocking(move || step(until.into_std()))).await {
+        Ok(joined) => joined.map_err(Error::internal)?,
+        Err(_) => Err(Deadline::exceeded()),
+    }
+}
+
 /// The sandbox's groups and partitions.
 #[derive(Debug)]
 pub struct Consumers {
     group_settings: ClientConfig,
-    /// The settings of the producers that hold claims.
-    pub claim_settings: ClientConfig,
+    claim_settings: ClientConfig,
     /// This sandbox, in the marks of its commits.
-    pub holder: u32,
+    pub sandbox: u32,
     delivery: Delivery,
     groups: Mutex<LruCache<GroupId, Arc<Group>>>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
@@ -43,11 +57,16 @@ impl Consumers {
         Self {
             group_settings: group::settings(config),
             claim_settings: claim::settings(config),
-            holder: rand::random(),
+            sandbox: rand::random(),
             delivery: config.delivery,
             groups: Mutex::new(LruCache::new(GROUPS)),
             slots: Mutex::new(LruCache::unbounded()),
         }
+    }
+
+    /// What a step of this sandbox needs.
+    pub fn tools(&self, until: Instant) -> Tools<'_> {
+        Tools { settings: &self.claim_settings, sandbox: self.sandbox, until }
     }
 
     /// The handle of a group.

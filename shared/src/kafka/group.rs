@@ -92,8 +92,8 @@ impl Group {
     }
 
     /// Commits a position without a transaction and without a membership. Blocks.
-    pub fn commit_plain(&self, topic: &TopicName, partition: i32, offset: i64, mark: &Mark) -> Result<(), Error> {
-        let offsets = marked(topic, partition, offset, mark)?;
+    pub fn commit_plain(&self, topic: &TopicName, partition: i32, mark: &Mark) -> Result<(), Error> {
+        let offsets = marked(topic, partition, mark)?;
         match self.consumer.commit(&offsets, CommitMode::Sync) {
             Ok(()) => Ok(()),
             Err(error) => match error.rdkafka_error_code() {
@@ -197,8 +197,8 @@ pub(super) fn list(topic: &TopicName, partitions: &[i32], offset: Offset) -> Res
 }
 
 /// A list of one position with its mark, ready to commit.
-pub(super) fn marked(topic: &TopicName, partition: i32, offset: i64, mark: &Mark) -> Result<TopicPartitionList, Error> {
-    let offsets = list(topic, &[partition], Offset::Offset(offset))?;
+pub(super) fn marked(topic: &TopicName, partition: i32, mark: &Mark) -> Result<TopicPartitionList, Error> {
+    let offsets = list(topic, &[partition], Offset::Offset(mark.offset))?;
     let element = offsets.find_partition(topic.as_str(), partition);
     element.ok_or_else(|| Error::internal("the list has no partition"))?.set_metadata(mark.to_metadata());
     Ok(offsets)

@@ -1,4 +1,4 @@
-//! What a sandbox keeps of one group's partition, and the one step in which records change hands.
+//! What a sandbox keeps of one group's partition, and the one step in which its position moves.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,9 +6,10 @@ use std::time::Instant;
 use rdkafka::config::ClientConfig;
 
 use super::claim::{Claim, Committed};
+use super::decide::{Intent, Verdict, decide};
 use super::fetch::{Fetched, Window};
 use super::group::Group;
-use super::position::{Mark, Position};
+use super::position::{Holder, Mark, Position, Stamp};
 use crate::config::Delivery;
 use crate::errors::{Code, Error};
 use crate::names::TopicName;
@@ -27,6 +28,31 @@ pub struct Slot {
     barren: Option<(i64, i64)>,
 }
 
+/// What every step of a sandbox has in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Tools<'a> {
+    /// The settings of the producers that hold claims.
+    pub settings: &'a ClientConfig,
+    /// This sandbox.
+    pub sandbox: u32,
+    /// When the step must be over.
+    pub until: Instant,
+}
+
+/// How records are handed out.
+#[derive(Debug, Clone)]
+pub enum Ack {
+    /// For good.
+    Auto,
+    /// Under a lease.
+    Manual {
+        /// For how long, in milliseconds.
+        lease_ms: u64,
+        /// Who gets it.
+        holder: Holder,
+    },
+}
+
 /// What a call asks of a partition.
 #[derive(Debug, Clone)]
 pub struct Ask {
@@ -40,15 +66,20 @@ pub struct Ask {
     pub records: usize,
     /// The most bytes.
     pub bytes: usize,
-    /// This sandbox.
-    pub holder: u32,
+    /// How they are handed out.
+    pub ack: Ack,
 }
 
 /// What came of it.
 #[derive(Debug)]
 pub enum Taken {
     /// These records are the caller's, and nobody else's. Never empty.
-    Records(Vec<Record>),
+    Records {
+        /// The records.
+        records: Vec<Record>,
+        /// Until when, milliseconds since 1970, where they are leased.
+        until: Option<u64>,
+    },
     /// Between the position and the end there is no record.
     Nothing,
     /// Somebody else was faster.
@@ -61,6 +92,19 @@ pub enum Taken {
         size: usize,
     },
     /// Whether the position was moved could not be learned; nothing is handed out.
+    Undecided(Error),
+}
+
+/// How a step ended.
+#[derive(Debug)]
+pub enum Stepped {
+    /// It is committed, with this mark.
+    Committed(Mark),
+    /// The position, as it is, does not allow it.
+    Refused(Verdict, Position),
+    /// Somebody else has claimed the position in the middle of it.
+    Fenced,
+    /// Whether it is committed could not be learned.
     Undecided(Error),
 }
 
@@ -83,129 +127,102 @@ impl Slot {
         self.barren.is_some_and(|(start, barren_to)| start == from && end <= barren_to)
     }
 
-    /// Hands out the next records: fetches, claims, reads again, commits. Blocks.
+    /// Hands out the next records: fetches, then takes the step that makes them the caller's. Blocks.
     ///
-    /// `choose` says how many of the fetched records are taken, from the first on; none, if the first does not fit.
+    /// `choose` says how many of the fetched records are taken, from the first on; none, if the first does not fit. It
+    /// also gets the position they are based on.
     pub fn take(
         &mut self,
-        settings: &ClientConfig,
+        tools: Tools<'_>,
         ask: &Ask,
-        mut choose: impl FnMut(&Records) -> usize,
-        until: Instant,
+        mut choose: impl FnMut(&Records, &Position) -> usize,
     ) -> Result<Taken, Error> {
         let (mut seen, mut from) = (ask.seen.clone(), ask.from);
         // Twice: with the claim in hand, a position that had been moved before is worth a second look.
         for _ in 0..2 {
-            if self.window.fill(from, ask.records, ask.bytes, ask.end, until)? == Fetched::OutOfRange {
-                from = self.restart(from, until)?;
-                if self.window.fill(from, ask.records, ask.bytes, ask.end, until)? == Fetched::OutOfRange {
+            if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
+                from = self.restart(from, tools.until)?;
+                if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
                     return Ok(Taken::Lost);
                 }
             }
             let Some(first) = self.window.records().front() else {
-                self.barren = Some((from, self.window.offset_after(0).max(ask.end)));
+                self.barren = Some((from, self.window.offset_after(0)));
                 return Ok(Taken::Nothing);
             };
             let (offset, size) = (first.offset, first.bytes());
-            let count = choose(self.window.records());
+            let count = choose(self.window.records(), &seen);
             if count == 0 {
                 return Ok(Taken::TooLarge { offset, size });
             }
-            let now = self.claim_and_read(settings, &seen, until)?;
-            if now.committed == seen.committed {
-                let next = self.window.offset_after(count);
-                let nonce = rand::random();
-                let mut mark = Mark::next(now.mark.as_ref(), ask.holder, nonce);
-                if now.committed.is_none() {
-                    // A position that begins here has no past that Kafka could forget.
-                    mark = mark.renewing();
+            let (seen_offset, next) = (seen.committed, self.window.offset_after(count));
+            let intent = match &ask.ack {
+                Ack::Auto => Intent::Take { seen: seen_offset, next },
+                Ack::Manual { lease_ms, holder } => {
+                    Intent::Lease { seen: seen_offset, from, next, lease_ms: *lease_ms, holder: holder.clone() }
                 }
-                return Ok(match self.advance(settings, next, &mark, nonce, until)? {
-                    Advance::Done => Taken::Records(self.window.take(count)),
-                    Advance::Lost => Taken::Lost,
-                    Advance::Undecided(error) => Taken::Undecided(error),
-                });
+            };
+            match self.step(tools, &intent, Some(&seen))? {
+                Stepped::Committed(mark) => {
+                    let until = mark.lease.map(|lease| lease.until);
+                    return Ok(Taken::Records { records: self.window.take(count), until });
+                }
+                Stepped::Refused(Verdict::Moved, now) => {
+                    let Some(committed) = now.committed else { return Ok(Taken::Lost) };
+                    from = committed;
+                    seen = now;
+                }
+                Stepped::Refused(..) | Stepped::Fenced => return Ok(Taken::Lost),
+                Stepped::Undecided(error) => return Ok(Taken::Undecided(error)),
             }
-            let Some(committed) = now.committed else { return Ok(Taken::Lost) };
-            from = committed;
-            seen = now;
         }
         Ok(Taken::Lost)
     }
 
-    /// Commits `offset` without handing anything out, if the position still is what was seen: it fixes where a new group
-    /// begins, renews a position before Kafka forgets it, and proves that the group has no live members. Returns whether
-    /// it was done.
-    pub fn commit(
-        &mut self,
-        settings: &ClientConfig,
-        seen: &Position,
-        offset: i64,
-        holder: u32,
-        until: Instant,
-    ) -> Result<bool, Error> {
-        let now = self.claim_and_read(settings, seen, until)?;
-        if now.committed != seen.committed {
-            return Ok(false);
-        }
-        let nonce = rand::random();
-        let mark = Mark::next(now.mark.as_ref(), holder, nonce).renewing();
-        match self.advance(settings, offset, &mark, nonce, until)? {
-            Advance::Done => Ok(true),
-            Advance::Lost => Ok(false),
-            Advance::Undecided(error) => Err(error),
-        }
-    }
-
-    /// Makes sure of the claim, and reads the position under it. With shared delivery there is no claim, and what was
-    /// seen before has to do.
-    fn claim_and_read(&mut self, settings: &ClientConfig, seen: &Position, until: Instant) -> Result<Position, Error> {
-        if self.delivery == Delivery::Shared {
-            return Ok(seen.clone());
-        }
-        let claim = match self.claim.take() {
-            Some(claim) => claim,
-            None => Claim::take(settings, &self.group, &self.topic, self.partition, until)?,
+    /// The compare-and-set: claims, reads the position, decides, commits. Blocks.
+    ///
+    /// With shared delivery there is no claim, and the position that was `seen` before has to do.
+    pub fn step(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
+        let Tools { settings, sandbox, until } = tools;
+        // The claim leaves the slot, so that whatever goes wrong on the way drops it.
+        let (claim, position) = match (self.delivery, seen) {
+            (Delivery::Shared, Some(seen)) => (None, seen.clone()),
+            (Delivery::Exclusive, _) | (Delivery::Shared, None) => {
+                let claim = match self.claim.take() {
+                    Some(claim) => claim,
+                    None => Claim::take(settings, &self.group, &self.topic, self.partition, until)?,
+                };
+                let position = claim.position(until)?;
+                (Some(claim), position)
+            }
         };
-        let read = claim.position(until);
-        self.claim = Some(claim);
-        read
-    }
-
-    /// Moves the position to `offset`.
-    fn advance(
-        &mut self,
-        settings: &ClientConfig,
-        offset: i64,
-        mark: &Mark,
-        nonce: u64,
-        until: Instant,
-    ) -> Result<Advance, Error> {
-        // It leaves the slot, so that whatever goes wrong drops it.
-        let Some(claim) = self.claim.take() else {
-            self.group.commit_plain(&self.topic, self.partition, offset, mark)?;
-            return Ok(Advance::Done);
+        let stamp = Stamp::new(sandbox);
+        let mark = match decide(&position, intent, stamp) {
+            Verdict::Commit(mark) => mark,
+            refused => {
+                self.claim = claim;
+                return Ok(Stepped::Refused(refused, position));
+            }
         };
-        match claim.commit(offset, mark, until)? {
+        let Some(claim) = claim else {
+            self.group.commit_plain(&self.topic, self.partition, &mark)?;
+            return Ok(Stepped::Committed(mark));
+        };
+        match claim.commit(&mark, until)? {
             Committed::Yes => {
                 self.claim = Some(claim);
-                Ok(Advance::Done)
+                Ok(Stepped::Committed(mark))
             }
-            Committed::Fenced => Ok(Advance::Lost),
-            Committed::Undecided(error) => match claim.settle(settings, &error, nonce, until) {
+            Committed::Fenced => Ok(Stepped::Fenced),
+            Committed::Undecided(error) => match claim.settle(settings, &error, stamp.nonce, until) {
                 Ok((claim, done)) => {
                     self.claim = claim;
-                    Ok(if done { Advance::Done } else { Advance::Lost })
+                    Ok(if done { Stepped::Committed(mark) } else { Stepped::Fenced })
                 }
                 Err(unsettled) => {
                     tracing::warn!(%error, %unsettled, "the outcome of a commit could not be learned");
-                    Ok(Advance::Undecided(
-                        Error::new(
-                            Code::DeadlineExceeded,
-                            "Kafka did not say whether the position was moved; its next records may be skipped",
-                        )
-                        .source(unsettled),
-                    ))
+                    let detail = "Kafka did not say whether the position was moved";
+                    Ok(Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled)))
                 }
             },
         }
@@ -221,10 +238,4 @@ impl Slot {
         );
         Ok(start)
     }
-}
-
-enum Advance {
-    Done,
-    Lost,
-    Undecided(Error),
 }

@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod client;
 pub mod consumers;
+pub mod decide;
 pub mod error;
 pub mod fetch;
 pub mod group;

@@ -1,8 +1,8 @@
 //! A group's position in a partition, and the mark that the gateway leaves with it.
 //!
 //! The position is the group's ordinary committed offset, which any Kafka tool reads and resets. The mark travels in the
-//! offset's metadata string, so that both change in one step. It is no secret and holds none: whoever may describe the
-//! group can read it.
+//! offset's metadata string, so that both change in one step. It holds no secret, since whoever may describe the group
+//! can read it: of a lease's token and principal only hashes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,12 +11,16 @@ use serde::{Deserialize, Serialize};
 use crate::errors::Error;
 
 /// The version of the mark. A function that meets a newer one does not touch the partition: it may be under a promise
-/// (a lease) that this version cannot see.
+/// that this version cannot see.
 const VERSION: u32 = 1;
 
-/// How many nonces a mark remembers. One would do to recognise one's own commit; a few more still do when others have
-/// committed since.
+/// How many nonces and settled leases a mark remembers. One would do to recognise one's own last step; a few more still
+/// do when others have followed.
 const REMEMBERED: usize = 4;
+
+/// How many ranges with a count of their own a mark holds at most. Those beyond share the last one's, which is the
+/// lowest: no record is taken for one that was delivered more often than it was.
+const RANGES: usize = 16;
 
 /// Milliseconds since 1970, by this machine's wall clock.
 pub fn now_ms() -> u64 {
@@ -24,30 +28,182 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The hash of a secret, as it may stand in a mark (base64).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hash(String);
+
+impl Hash {
+    /// Hashes `parts`, each with its length before it, so that no two lists are alike. SHA-256, cut to 128 bits: nobody
+    /// can choose what is hashed, so that collisions are of no use.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        use base64::Engine;
+        let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        Self(base64::engine::general_purpose::STANDARD_NO_PAD.encode(&context.finish().as_ref()[..16]))
+    }
+}
+
+/// Who holds a lease: whoever knows the token, and is the principal that it was given to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Holder {
+    /// The token's hash.
+    #[serde(rename = "t")]
+    pub token: Hash,
+    /// The hash of the principal and the token: without the token, nobody can try who it was.
+    #[serde(rename = "p")]
+    pub principal: Hash,
+}
+
+/// Records that are handed out and not yet settled: from the position up to `end`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Lease {
+    /// The offset after the last record.
+    pub end: i64,
+    /// When it expires, milliseconds since 1970.
+    pub until: u64,
+    /// Who holds it.
+    #[serde(flatten)]
+    pub holder: Holder,
+}
+
+/// A lease that is over by its holder's own word.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Settled {
+    /// Who held it.
+    #[serde(flatten)]
+    pub holder: Holder,
+    /// Whether it was accepted; otherwise it was released.
+    #[serde(rename = "a")]
+    pub accepted: bool,
+}
+
 /// What the gateway notes beside a committed offset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mark {
     /// The mark's version.
     #[serde(rename = "kafka-gateway")]
     version: u32,
+    /// The committed offset that the mark was made for. Beside another one, lease and counts say nothing: tools copy
+    /// metadata.
+    pub offset: i64,
     /// The nonces of the last commits, newest first: what proves to a function, when the answer to its commit was lost,
     /// that the commit was done.
     nonces: Vec<u64>,
     /// When it was committed, milliseconds since 1970.
     pub at: u64,
     /// The sandbox that committed it.
-    pub holder: u32,
+    pub sandbox: u32,
     /// When the position was last renewed (see `retention`), milliseconds since 1970; commits in between do not count.
-    #[serde(default)]
     renewed: u64,
+    /// The lease, live or expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+    /// How often records were delivered under leases without being accepted: each range begins where the one before it
+    /// ends, the first at the position; `(end, count)`. Deliveries begin at the position, so counts never rise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    deliveries: Vec<(i64, u32)>,
+    /// The last leases that their holders have settled, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    settled: Vec<Settled>,
+}
+
+/// What makes one commit of one sandbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    /// A random number, new for each commit.
+    pub nonce: u64,
+    /// The sandbox.
+    pub sandbox: u32,
+    /// Milliseconds since 1970.
+    pub now: u64,
+}
+
+impl Stamp {
+    /// A stamp for a commit now.
+    pub fn new(sandbox: u32) -> Self {
+        Self { nonce: rand::random(), sandbox, now: now_ms() }
+    }
 }
 
 impl Mark {
-    /// The mark of a commit that is about to be made on top of `before`.
-    pub fn next(before: Option<&Self>, holder: u32, nonce: u64) -> Self {
-        let mut nonces = vec![nonce];
+    /// The mark of a commit of `offset` on top of `before`. What was known of records from `offset` on is kept, but for
+    /// the lease.
+    pub fn next(before: Option<&Self>, offset: i64, stamp: Stamp) -> Self {
+        let mut nonces = vec![stamp.nonce];
         nonces.extend(before.iter().flat_map(|mark| &mark.nonces).take(REMEMBERED - 1));
-        Self { version: VERSION, nonces, at: now_ms(), holder, renewed: before.map_or(0, |mark| mark.renewed) }
+        // What lies before the marked offset was never counted.
+        let counted = before.filter(|mark| mark.offset <= offset);
+        let deliveries = counted.map(|mark| &mark.deliveries).into_iter().flatten();
+        Self {
+            version: VERSION,
+            offset,
+            nonces,
+            at: stamp.now,
+            sandbox: stamp.sandbox,
+            renewed: before.map_or(0, |mark| mark.renewed),
+            lease: None,
+            deliveries: deliveries.filter(|(end, _)| *end > offset).copied().collect(),
+            settled: before.map(|mark| mark.settled.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// The same mark, with a lease.
+    #[must_use]
+    pub fn with_lease(self, lease: Lease) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// The same mark, with one more delivery of all records up to `end`.
+    #[must_use]
+    pub fn delivering(mut self, end: i64) -> Self {
+        let mut deliveries = Vec::new();
+        let mut covered = self.offset;
+        for &(range_end, count) in &self.deliveries {
+            if covered < end {
+                deliveries.push((range_end.min(end), count.saturating_add(1)));
+            }
+            if range_end > end {
+                deliveries.push((range_end, count));
+            }
+            covered = covered.max(range_end);
+        }
+        if covered < end {
+            deliveries.push((end, 1));
+        }
+        deliveries.dedup_by(|next, kept| {
+            next.1 == kept.1 && {
+                kept.0 = next.0;
+                true
+            }
+        });
+        if let Some(last) = deliveries.get(RANGES..).and_then(<[_]>::last).copied() {
+            deliveries.truncate(RANGES - 1);
+            deliveries.push(last);
+        }
+        self.deliveries = deliveries;
+        self
+    }
+
+    /// The same mark, with a lease settled.
+    #[must_use]
+    pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
+        self.settled.insert(0, Settled { holder, accepted });
+        self.settled.truncate(REMEMBERED);
+        self
+    }
+
+    /// How the lease with this token was settled, if that is still remembered.
+    pub fn settled(&self, token: &Hash) -> Option<&Settled> {
+        self.settled.iter().find(|settled| settled.holder.token == *token)
+    }
+
+    /// How often the record at `offset` was delivered before, under leases.
+    pub fn deliveries(&self, offset: i64) -> u32 {
+        self.deliveries.iter().find(|(end, _)| offset < *end).map_or(0, |(_, count)| *count)
     }
 
     /// Whether a commit with this nonce is part of this position's recent past.
@@ -78,7 +234,7 @@ impl Mark {
 }
 
 /// A group's position in a partition, as a stable read shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Position {
     /// The next offset to hand out; none where the group has none.
     pub committed: Option<i64>,
@@ -87,16 +243,17 @@ pub struct Position {
 }
 
 impl Position {
-    /// Reads a committed offset and its metadata. Text that is not a mark is left to whoever wrote it.
+    /// Reads a committed offset and its metadata. Text that is not a mark, or that was made for another offset, is left
+    /// to whoever wrote it.
     ///
     /// Errors: a mark of a newer version.
     pub fn read(committed: Option<i64>, metadata: &str) -> Result<Self, Error> {
-        let mark: Option<Mark> = serde_json::from_str(metadata).ok();
-        let version = || serde_json::from_str::<Versioned>(metadata).map_or(0, |mark| mark.version);
-        if mark.as_ref().is_none_or(|mark| mark.version != VERSION) && version() > VERSION {
+        let newer = |mark: &Versioned| mark.version > VERSION;
+        if serde_json::from_str::<Versioned>(metadata).ok().as_ref().is_some_and(newer) {
             return Err(Error::internal("the position carries a mark of a newer version of the gateway"));
         }
-        Ok(Self { committed, mark })
+        let mark: Option<Mark> = serde_json::from_str(metadata).ok();
+        Ok(Self { committed, mark: mark.filter(|mark| Some(mark.offset) == committed) })
     }
 }
 
@@ -110,22 +267,58 @@ struct Versioned {
 mod tests {
     use super::*;
 
+    fn stamp(nonce: u64) -> Stamp {
+        Stamp { nonce, sandbox: 7, now: 1000 + nonce }
+    }
+
+    fn holder(name: &str) -> Holder {
+        Holder { token: Hash::of(&[name.as_bytes()]), principal: Hash::of(&[b"principal", name.as_bytes()]) }
+    }
+
     #[test]
     fn a_mark_survives_its_string_and_remembers_a_few_commits() {
-        let mut mark = Mark::next(None, 7, 1);
+        let mut mark = Mark::next(None, 5, stamp(1));
         for nonce in 2..=6 {
-            mark = Mark::next(Some(&mark), 7, nonce);
+            mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(holder(&nonce.to_string()), nonce % 2 == 0);
         }
+        mark = mark.with_lease(Lease { end: 9, until: 5000, holder: holder("live") }).delivering(9);
         let read = Position::read(Some(5), &mark.to_metadata()).expect("readable");
         assert_eq!(read.mark.as_ref(), Some(&mark));
-        assert_eq!(
-            (1..=6).map(|nonce| mark.includes(nonce)).collect::<Vec<_>>(),
-            [false, false, true, true, true, true]
-        );
-        // The broker's default limit for the string is 4096 bytes.
-        let longest =
-            Mark { nonces: vec![u64::MAX; REMEMBERED], at: u64::MAX, holder: u32::MAX, renewed: u64::MAX, ..mark };
-        assert!(longest.to_metadata().len() < 256);
+        let included: Vec<bool> = (1..=6).map(|nonce| mark.includes(nonce)).collect();
+        assert_eq!(included, [false, false, true, true, true, true]);
+        assert_eq!(mark.settled(&holder("6").token).map(|settled| settled.accepted), Some(true));
+        assert_eq!(mark.settled(&holder("2").token), None);
+    }
+
+    #[test]
+    fn the_longest_mark_fits_into_the_broker_s_default_limit() {
+        let mut mark = Mark::next(None, i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX });
+        for _ in 0..REMEMBERED {
+            mark = Mark::next(Some(&mark), i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX })
+                .settling(holder("x"), false);
+        }
+        mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
+        mark = mark.renewing().with_lease(Lease { end: i64::MAX, until: u64::MAX, holder: holder("x") });
+        assert!(mark.to_metadata().len() < 2048, "{}", mark.to_metadata().len());
+    }
+
+    #[test]
+    fn deliveries_are_counted_by_range_and_forgotten_with_the_records() {
+        let counts = |mark: &Mark| (0..12).map(|offset| mark.deliveries(offset)).collect::<Vec<_>>();
+        let first = Mark::next(None, 0, stamp(1)).delivering(10);
+        assert_eq!(counts(&first), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
+        let second = Mark::next(Some(&first), 0, stamp(2)).delivering(3);
+        assert_eq!(counts(&second), [2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
+        let third = Mark::next(Some(&second), 2, stamp(3)).delivering(12);
+        assert_eq!(counts(&third)[2..], [3, 2, 2, 2, 2, 2, 2, 2, 1, 1]);
+        let moved = Mark::next(Some(&third), 11, stamp(4));
+        assert_eq!(moved.deliveries, [(12, 1)]);
+        let mut many = Mark::next(None, 0, stamp(1));
+        for end in (1..=40).rev() {
+            many = Mark::next(Some(&many), 0, stamp(1)).delivering(end);
+        }
+        assert_eq!(many.deliveries.len(), RANGES);
+        assert_eq!((many.deliveries(0), many.deliveries(14), many.deliveries(15), many.deliveries(39)), (40, 26, 1, 1));
     }
 
     #[test]
@@ -133,12 +326,14 @@ mod tests {
         for text in ["", "text", "{}", "null", "7", "{\"kafka-gateway\":\"x\"}", "{\"version\":9}"] {
             assert_eq!(Position::read(Some(1), text).expect(text).mark, None, "{text}");
         }
+        let copied = Mark::next(None, 5, stamp(1)).to_metadata();
+        assert_eq!(Position::read(Some(6), &copied).expect("readable").mark, None, "made for another offset");
     }
 
     #[test]
     fn a_newer_mark_is_not_guessed_at() {
         assert!(Position::read(Some(1), "{\"kafka-gateway\":2,\"lease\":{}}").is_err());
-        let newer = Mark { version: 2, ..Mark::next(None, 1, 1) };
+        let newer = Mark { version: 2, ..Mark::next(None, 1, stamp(1)) };
         assert!(Position::read(Some(1), &newer.to_metadata()).is_err());
     }
 }

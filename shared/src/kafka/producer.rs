@@ -115,7 +115,10 @@ impl Producer {
         record: &NewRecord,
         deadline: Deadline,
     ) -> Result<Receipt, Error> {
-        let topic = to.topic();
+        self.write(to.topic(), record, deadline).await
+    }
+
+    async fn write(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
         self.check_exists(topic, record.partition, deadline).await?;
         let mut client = self.client();
         let mut sent = send(&client, topic, record);
@@ -178,7 +181,7 @@ impl Producer {
         }
         let error = from_kafka(error);
         match error.code() {
-            Code::TopicNotFound => {
+            Code::TopicNotFound | Code::TopicForbidden => {
                 self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
                 error
             }
@@ -262,4 +265,65 @@ fn send(
     message.partition = record.partition;
     message.timestamp = record.timestamp;
     client.send_result(message).map_err(|(error, _)| error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::config::{Delivery, Security};
+
+    async fn on(mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>) -> (Producer, TopicName, Deadline) {
+        mock.create_topic("t", 1, 3).expect("a topic");
+        let config = KafkaConfig {
+            bootstrap_servers: mock.bootstrap_servers(),
+            security: Security::Plaintext,
+            ca_file: None,
+            properties: vec![],
+            auto_create_topics: false,
+            delivery: Delivery::Exclusive,
+        };
+        let patience = Duration::from_secs(20);
+        let producer = Producer::start(&config, patience).await.expect("a producer");
+        (producer, TopicName::parse("t").expect("legal"), Deadline::of_invocation(0, patience))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_producer_with_a_fatal_error_is_replaced() {
+        let mock = MockCluster::new(3).expect("a cluster");
+        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        mock.request_errors(RDKafkaApiKey::InitProducerId, &[refused]);
+        let (producer, topic, deadline) = on(&mock).await;
+        let first = producer.client();
+        while first.client().fatal_error().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let record = NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() };
+        let receipt = producer.write(&topic, &record, deadline).await.expect("written by the second client");
+        assert_eq!((receipt.partition, receipt.offset), (0, 0));
+        assert!(!Arc::ptr_eq(&first, &producer.client()));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_broker_says_of_a_record_is_classed_and_a_passing_fault_is_not_seen() {
+        let mock = MockCluster::new(3).expect("a cluster");
+        let (producer, topic, deadline) = on(&mock).await;
+        let record = NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() };
+        for (error, code) in [
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, Code::RecordTooLarge),
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD, Code::UnprocessableRecord),
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Code::TopicForbidden),
+            // librdkafka remembers that refusal until it sees the topic's metadata again.
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Code::UnprocessableRecord),
+        ] {
+            mock.request_errors(RDKafkaApiKey::Produce, &[error]);
+            let refused = producer.write(&topic, &record, deadline).await.expect_err("refused");
+            assert_eq!(refused.code(), code, "{refused}");
+        }
+        let passing = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
+        mock.request_errors(RDKafkaApiKey::Produce, &[passing, passing]);
+        producer.write(&topic, &record, deadline).await.expect("written after two tries");
+    }
 }

@@ -38,6 +38,8 @@ pub const BYTES: &str = "kafka_gateway_bytes_total";
 pub const COLD_STARTS: &str = "kafka_gateway_cold_starts_total";
 /// How long this sandbox took to start, in seconds.
 pub const INIT_DURATION: &str = "kafka_gateway_init_duration_seconds";
+/// Leases by what became of them.
+pub const LEASES: &str = "kafka_gateway_leases_total";
 /// Calls that were turned away before anything else happened.
 pub const AUTH_FAILURES: &str = "kafka_gateway_auth_failures_total";
 
@@ -81,6 +83,11 @@ pub fn records_passed(direction: Direction, topic: &TopicName, records: u64, byt
 pub fn records_failed(direction: Direction, topic: &TopicName, records: u64) {
     let topic = topic_label(Some(topic.as_str()));
     counter!(RECORDS, "direction" => direction.label(), "topic" => topic, "outcome" => "error").increment(records);
+}
+
+/// Leases that were given (`granted`) or settled, one a partition; `outcome` is a word of ours.
+pub fn lease(outcome: &'static str, partitions: u64) {
+    counter!(LEASES, "outcome" => outcome).increment(partitions);
 }
 
 /// A token that was not accepted, or whose roles do not allow the call. `reason` is a word of ours, never the caller's.
@@ -136,6 +143,7 @@ fn describe() {
     describe_counter!(BYTES, Unit::Bytes, "Keys and values of records produced or handed out");
     describe_counter!(COLD_STARTS, "Requests that waited for their sandbox to start");
     describe_gauge!(INIT_DURATION, Unit::Seconds, "Time that the sandbox took to start");
+    describe_counter!(LEASES, "Leases of partitions: granted, accepted, released, renewed, lost, failed, undecided");
     describe_counter!(AUTH_FAILURES, "Calls refused for their token or its roles");
 }
 

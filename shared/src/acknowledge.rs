@@ -1,0 +1,265 @@
+//! `POST /kafka/consumer/acknowledge`: settles a lease that a consume call with `ack=manual` has given.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+
+use crate::auth::{Authorized, May, Read};
+use crate::config::Config;
+use crate::consume::LEASE_MS;
+use crate::deadline::Deadline;
+use crate::errors::{BoxError, Code, Error};
+use crate::http::{Call, Endpoint, Reply};
+use crate::kafka::consumers::{Consumers, blocking};
+use crate::kafka::decide::{Intent, Verdict};
+use crate::kafka::group::Group;
+use crate::kafka::handover::Stepped;
+use crate::kafka::position::Holder;
+use crate::lease::Token;
+use crate::metrics;
+use crate::names::TopicName;
+use crate::record;
+
+/// The endpoint, and what a warm sandbox keeps for it.
+#[derive(Debug)]
+pub struct Acknowledge {
+    consumers: Arc<Consumers>,
+}
+
+impl Endpoint for Acknowledge {
+    const FUNCTION: &'static str = "acknowledge";
+    const METHOD: &'static str = "POST";
+    const PATH: &'static str = "/kafka/consumer/acknowledge";
+    type Action = Read;
+
+    async fn start(config: &Config) -> Result<Self, BoxError> {
+        Ok(Self { consumers: Arc::new(Consumers::new(&config.kafka)) })
+    }
+
+    async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
+        call.request.query(&[])?;
+        let ask = Ask::read(&call.request.json_body()?)?;
+        call.on_topic(&ask.token.topic);
+        call.on_group(&ask.token.group);
+        let from = may.on((ask.token.topic.clone(), ask.token.group.clone()))?;
+        let holder = ask.token.holder(from.principal().id());
+        let results = self.settle(&from, &ask, &holder, call.deadline).await?;
+        call.topic_exists();
+        ask.answer(results)
+    }
+
+    async fn stop(&self) {}
+}
+
+/// `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Accept,
+    Release,
+    Renew,
+}
+
+impl Type {
+    const WORDS: &[(&str, Self)] = &[("accept", Self::Accept), ("release", Self::Release), ("renew", Self::Renew)];
+
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Accept => "accepted",
+            Self::Release => "released",
+            Self::Renew => "renewed",
+        }
+    }
+}
+
+/// The request.
+#[derive(Debug)]
+struct Ask {
+    token: Token,
+    kind: Type,
+    /// The last accepted offset of each partition; all of each, if absent.
+    through: Option<BTreeMap<i32, i64>>,
+    lease_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body<'a> {
+    token: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    through: Option<BTreeMap<i32, i64>>,
+    #[serde(borrow)]
+    lease_ms: Option<&'a RawValue>,
+}
+
+impl Ask {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        let body: Body<'_> = record::body(body)?;
+        let missing = |name: &str| Error::new(Code::MissingParameter, format!("{name}: is required"));
+        let invalid = |problem: &'static str| Error::new(Code::InvalidParameter, problem);
+        let token = Token::parse(&body.token.ok_or_else(|| missing("token"))?)?;
+        let word = body.kind.ok_or_else(|| missing("type"))?;
+        let kind = Type::WORDS.iter().find(|(known, _)| *known == word).map(|(_, kind)| *kind);
+        let kind = kind.ok_or_else(|| invalid("type: must be one of accept, release, renew"))?;
+        if body.through.is_some() && kind != Type::Accept {
+            return Err(invalid("through: goes with accept only"));
+        }
+        if body.lease_ms.is_some() && kind != Type::Renew {
+            return Err(invalid("lease_ms: goes with renew only"));
+        }
+        for (partition, offset) in body.through.iter().flatten() {
+            if !token.partitions.contains(partition) || *offset < 0 || *offset == i64::MAX {
+                return Err(invalid("through: must give offsets of the lease's own partitions"));
+            }
+        }
+        let lease_ms = match body.lease_ms {
+            None => LEASE_MS.1,
+            Some(json) => serde_json::from_str(json.get())
+                .ok()
+                .filter(|lease_ms| (LEASE_MS.0..=LEASE_MS.2).contains(lease_ms))
+                .ok_or_else(|| invalid("lease_ms: must be a whole number from 1000 to 600000"))?,
+        };
+        Ok(Self { token, kind, through: body.through, lease_ms })
+    }
+
+    /// What is to be done in a partition; nothing, if `through` leaves it out.
+    fn intent(&self, partition: i32, holder: &Holder) -> Option<Intent> {
+        let holder = holder.clone();
+        Some(match (self.kind, &self.through) {
+            (Type::Accept, None) => Intent::Accept { holder, before: None },
+            (Type::Accept, Some(through)) => Intent::Accept { holder, before: Some(through.get(&partition)? + 1) },
+            (Type::Release, _) => Intent::Release { holder },
+            (Type::Renew, _) => Intent::Renew { holder, lease_ms: self.lease_ms },
+        })
+    }
+
+    fn answer(&self, results: BTreeMap<i32, Result<Outcome, Error>>) -> Result<Reply, Error> {
+        let mut worst: Option<Error> = None;
+        let mut until = u64::MAX;
+        let mut listed = Vec::new();
+        for (partition, result) in results {
+            let (status, committed) = match result {
+                Ok(Outcome::Done(committed)) => (self.kind.done(), committed),
+                Ok(Outcome::Renewed(committed, lease_until)) => {
+                    until = until.min(lease_until);
+                    (self.kind.done(), Some(committed))
+                }
+                Ok(Outcome::Lost(committed)) => {
+                    let detail = "The lease is over: it expired and others took its records, or the position was reset";
+                    worst.get_or_insert_with(|| Error::new(Code::LeaseLost, detail));
+                    ("lost", committed)
+                }
+                Err(error) => {
+                    let undecided = error.code() == Code::DeadlineExceeded;
+                    // What cannot be settled now outweighs what is lost: it may be tried again.
+                    worst = Some(error);
+                    (if undecided { "undecided" } else { "failed" }, None)
+                }
+            };
+            metrics::lease(if status == "lost" { "lost" } else { status }, 1);
+            listed.push(json!({
+                "topic": self.token.topic.as_str(),
+                "partition": partition,
+                "status": status,
+                "committed": committed,
+            }));
+        }
+        if let Some(error) = worst {
+            return Err(error.with("results", listed));
+        }
+        let mut body = json!({ "results": listed });
+        if self.kind == Type::Renew {
+            body["lease"] = json!({ "token": self.token.encode(), "expires_at": until });
+        }
+        Ok(Reply::json(200, body.to_string()))
+    }
+}
+
+/// How it went in one partition; with the position, as far as it is known.
+#[derive(Debug)]
+enum Outcome {
+    Done(Option<i64>),
+    Renewed(i64, u64),
+    Lost(Option<i64>),
+}
+
+impl Acknowledge {
+    /// Takes the step in every partition of the lease, side by side.
+    async fn settle(
+        &self,
+        from: &Authorized<Read>,
+        ask: &Ask,
+        holder: &Holder,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<i32, Result<Outcome, Error>>, Error> {
+        let group = self.consumers.group(from.group())?;
+        let mut running = JoinSet::new();
+        for &partition in &ask.token.partitions {
+            let Some(intent) = ask.intent(partition, holder) else { continue };
+            let (consumers, group, topic) = (Arc::clone(&self.consumers), Arc::clone(&group), from.topic().clone());
+            running.spawn(async move {
+                let step = Step { consumers, group, intent, deadline };
+                (partition, step.run(&topic, partition).await)
+            });
+        }
+        let mut results = BTreeMap::new();
+        while let Some(joined) = running.join_next().await {
+            let (partition, result) = joined.map_err(Error::internal)?;
+            if let Err(error) = &result
+                && !error.code().retryable()
+            {
+                // Not allowed, or not possible, wherever it is tried.
+                return Err(result.expect_err("an error"));
+            }
+            results.insert(partition, result);
+        }
+        Ok(results)
+    }
+}
+
+struct Step {
+    consumers: Arc<Consumers>,
+    group: Arc<Group>,
+    intent: Intent,
+    deadline: Deadline,
+}
+
+impl Step {
+    /// Tries until the step is decided: another function may be taking one of its own, which ends within milliseconds.
+    async fn run(&self, topic: &TopicName, partition: i32) -> Result<Outcome, Error> {
+        loop {
+            self.deadline.require()?;
+            if let Some(mut slot) = self.consumers.slot(&self.group, topic, partition)? {
+                let (consumers, intent) = (Arc::clone(&self.consumers), self.intent.clone());
+                let stepped =
+                    blocking(self.deadline, move |until| slot.step(consumers.tools(until), &intent, None)).await?;
+                let invalid = |problem: &'static str| Err(Error::new(Code::InvalidParameter, problem));
+                match stepped {
+                    Stepped::Committed(mark) => {
+                        return Ok(match (&self.intent, mark.lease) {
+                            (Intent::Renew { .. }, Some(lease)) => Outcome::Renewed(mark.offset, lease.until),
+                            _ => Outcome::Done(Some(mark.offset)),
+                        });
+                    }
+                    Stepped::Refused(Verdict::Already, position) => return Ok(Outcome::Done(position.committed)),
+                    Stepped::Refused(Verdict::NotTheirs, _) => {
+                        let detail = "The lease was given to another principal";
+                        return Err(Error::new(Code::Forbidden, detail));
+                    }
+                    Stepped::Refused(Verdict::BeyondLease, _) => {
+                        return invalid("through: an offset lies beyond the lease");
+                    }
+                    Stepped::Refused(_, position) => return Ok(Outcome::Lost(position.committed)),
+                    Stepped::Undecided(error) => return Err(error),
+                    Stepped::Fenced => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
+        }
+    }
+}
