@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Query;
 use crate::http::{Call, Endpoint, Reply, Response};
-use crate::kafka::consumers::{Consumers, blocking};
+use crate::kafka::consumers::{Consumers, SAY, blocking};
 use crate::kafka::decide::Intent;
 use crate::kafka::group::Group;
 use crate::kafka::handover::{Ack, Ask, Stepped, Taken};
@@ -317,6 +317,8 @@ impl Session {
         let mut courteous = true;
         let mut alone: Option<i32> = None;
         let mut too_large: HashMap<i32, (i64, usize)> = HashMap::new();
+        // Kept by the call as well: a slot that knows it may be evicted, and then the call would never end.
+        let mut barren: HashMap<i32, (i64, i64)> = HashMap::new();
         loop {
             let seen = self.look().await?;
             let now = now_ms();
@@ -329,7 +331,8 @@ impl Session {
             let mut waiting: Vec<&Seen> = seen
                 .iter()
                 .filter(|seen| seen.from != seen.end && !too_large.contains_key(&seen.partition))
-                .filter(|seen| !self.is_barren(seen) && seen.position.live_lease(now).is_none())
+                .filter(|seen| barren.get(&seen.partition) != Some(&(seen.from, seen.end)) && !self.is_barren(seen))
+                .filter(|seen| seen.position.live_lease(now).is_none())
                 .collect();
             order(&mut waiting, me);
             let free = waiting.iter().filter(|seen| !seen.is_others(me)).count();
@@ -359,6 +362,9 @@ impl Session {
                 if !outcome.undecided.is_empty() {
                     return Err(undecided_error(&outcome.undecided));
                 }
+                for seen in waiting.iter().filter(|seen| outcome.barren.contains(&seen.partition)) {
+                    barren.insert(seen.partition, (seen.from, seen.end));
+                }
                 let too_large_before = too_large.len();
                 for (partition, offset, size, full_budget) in outcome.too_large {
                     if full_budget {
@@ -367,7 +373,8 @@ impl Session {
                         alone = Some(partition);
                     }
                 }
-                if alone.is_some() || too_large.len() > too_large_before {
+                // Also after a partition without records: others may have some that this look did not reach.
+                if alone.is_some() || too_large.len() > too_large_before || !outcome.barren.is_empty() {
                     continue;
                 }
                 // There are records, but others were faster: the wait for records is over, the contest is not.
@@ -505,7 +512,7 @@ impl Session {
             };
             let (consumers, formats) = (Arc::clone(&self.consumers), self.params.formats);
             let (ack, manual) = (self.ack(self.params.manual), self.params.manual);
-            let until = self.deadline.instant().into_std();
+            let until = self.deadline.within(self.deadline.left().saturating_sub(SAY)).instant().into_std();
             let partition = seen.partition;
             awaited.insert(partition);
             running.spawn_blocking(move || {
@@ -532,7 +539,7 @@ impl Session {
                     let bytes = records.iter().map(Record::bytes).sum();
                     outcome.batches.push(Batch { partition, messages, bytes, until });
                 }
-                Ok(Taken::Nothing) => {}
+                Ok(Taken::Nothing) => outcome.barren.push(partition),
                 Ok(Taken::Lost) => outcome.lost = true,
                 Ok(Taken::TooLarge { offset, size }) => outcome.too_large.push((partition, offset, size, full_budget)),
                 Ok(Taken::Undecided(error)) => outcome.undecided.push((partition, error)),
@@ -562,6 +569,8 @@ struct Outcome {
     too_large: Vec<(i32, i64, usize, bool)>,
     undecided: Vec<(i32, Error)>,
     lost: bool,
+    /// Partitions without a record from the position to the end.
+    barren: Vec<i32>,
 }
 
 fn undecided_error(undecided: &[(i32, Error)]) -> Error {

@@ -114,13 +114,13 @@ fn parse(body: &[u8]) -> Result<(TopicName, NewRecord), Error> {
             .partition
             .map(|partition| member::<i32>(partition, "partition: must be a whole number from 0"))
             .transpose()?
-            .map(|partition| not_negative(partition, "partition: must be a whole number from 0"))
+            .map(|partition| at_least(0, partition, "partition: must be a whole number from 0"))
             .transpose()?,
         timestamp: body
             .timestamp
-            .map(|timestamp| member::<i64>(timestamp, "timestamp: must be milliseconds since 1970"))
+            .map(|timestamp| member::<i64>(timestamp, TIMESTAMP))
             .transpose()?
-            .map(|timestamp| not_negative(timestamp, "timestamp: must be milliseconds since 1970"))
+            .map(|timestamp| at_least(1, timestamp, TIMESTAMP))
             .transpose()?,
     };
     Ok((topic, record))
@@ -130,8 +130,11 @@ fn member<T: serde::de::DeserializeOwned>(json: &RawValue, problem: &'static str
     serde_json::from_str(json.get()).map_err(|_| Error::new(Code::InvalidParameter, problem))
 }
 
-fn not_negative<T: PartialOrd + From<u8>>(number: T, problem: &'static str) -> Result<T, Error> {
-    if number >= T::from(0) { Ok(number) } else { Err(Error::new(Code::InvalidParameter, problem)) }
+/// Why 0 is refused: librdkafka takes it for "now", and the record would be written with another time than was asked.
+const TIMESTAMP: &str = "timestamp: must be milliseconds since 1970, from 1";
+
+fn at_least<T: PartialOrd + Copy>(least: T, number: T, problem: &'static str) -> Result<T, Error> {
+    if number >= least { Ok(number) } else { Err(Error::new(Code::InvalidParameter, problem)) }
 }
 
 fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error> {
@@ -179,13 +182,15 @@ mod tests {
             ("{\"topic\":null,\"value\":1}", Code::InvalidParameter),
             ("{\"topic\":1,\"value\":1}", Code::InvalidParameter),
             ("{\"topic\":\"a b\",\"value\":1}", Code::InvalidParameter),
-            ("{\"topic\":\"t\",\"value\":1,\"valu\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"s3cret\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"x, expected s3cret at line 1\":1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"value\":2}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":-1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":1.5}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":2147483648}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":\"0\"}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"timestamp\":-5}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"timestamp\":0}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"timestamp\":\"now\"}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"value_format\":\"avro\"}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"key_format\":7}", Code::InvalidParameter),

@@ -85,7 +85,7 @@ struct HeaderIn {
     value_base64: Option<String>,
 }
 
-/// Reads a request's body. No error repeats what was sent, but for the names of members.
+/// Reads a request's body. No error repeats what was sent.
 pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     if body.is_empty() {
         return Err(Error::new(Code::InvalidJson, "The body is empty"));
@@ -94,19 +94,23 @@ pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     object(json).map_err(|error| shape_error(&error))
 }
 
-/// serde's messages may quote the body; only those that name a member are passed on.
+/// serde's messages quote the body. Also a name that is not known here is not repeated: where the payload itself was
+/// sent as the body, it is the payload's.
 fn shape_error(error: &serde_json::Error) -> Error {
     if error.is_syntax() || error.is_eof() {
         let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
         return Error::new(Code::InvalidJson, place);
     }
     let message = error.to_string();
-    let named = message.starts_with("unknown field") || message.starts_with("duplicate field");
-    let text = message.split(" at line ").next().unwrap_or_default();
-    if named && text.len() < 300 {
-        return Error::new(Code::InvalidParameter, text.to_owned());
-    }
-    Error::new(Code::InvalidParameter, "The body must be a JSON object as the documentation describes it")
+    let text = message.rsplit_once(" at line ").map_or(&*message, |(text, _)| text);
+    let detail = match text.rsplit_once(", expected ") {
+        Some((unknown, expected)) if unknown.starts_with("unknown field") => {
+            format!("The body holds a member that is not known here, expected {expected}")
+        }
+        _ if text.starts_with("duplicate field") => text.to_owned(),
+        _ => "The body must be a JSON object as the documentation describes it".to_owned(),
+    };
+    Error::new(Code::InvalidParameter, detail)
 }
 
 /// Reads a JSON object. serde by itself would take an array of the members' values for one.

@@ -4,6 +4,12 @@ mod world;
 
 mod consume;
 mod faults;
+mod http;
+mod identity;
+mod interop;
+mod issuer;
+mod kit;
 mod leases;
 mod observability;
 mod retention;
+mod secrets;

@@ -161,7 +161,7 @@ async fn init_fails_fast_and_names_the_variable() {
         for function in ["produce", "consume"] {
             let mut env = Stack::shared().await.kafka_env();
             env.insert(name.to_owned(), value.to_owned());
-            let failure = Function::try_start(function, &env).await.err().expect("it does not start");
+            let failure = Function::try_start(function, &env).await.expect_err("it does not start");
             assert!(failure.output.contains(name), "{name}: {failure:?}");
             assert!(failure.exit_code.is_some_and(|code| code != 0), "{failure:?}");
         }

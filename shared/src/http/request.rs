@@ -10,34 +10,46 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::errors::{Code, Error};
 
 /// API Gateway's event (payload format 2.0), as far as it is read.
 ///
 /// Not `aws_lambda_events`: its headers refuse what HTTP allows (a byte above 127), and then the whole invocation fails
-/// with an error that quotes the value. Every member is optional here, so that any event gets an answer.
+/// with an error that quotes the value. Here any JSON is an event, as anybody who may invoke the function can send
+/// any: what is missing, null or of another type is absent, and the call gets an answer.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(from = "Value")]
 pub struct Event {
-    raw_path: Option<String>,
-    raw_query_string: Option<String>,
-    headers: Option<HashMap<String, Option<String>>>,
-    request_context: Option<RequestContext>,
+    raw_path: String,
+    raw_query_string: String,
+    headers: HashMap<String, String>,
+    method: String,
     body: Option<String>,
-    is_base64_encoded: Option<bool>,
+    is_base64_encoded: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RequestContext {
-    http: Option<HttpDescription>,
+impl From<Value> for Event {
+    fn from(mut event: Value) -> Self {
+        let mut take = |pointer: &str| event.pointer_mut(pointer).map(Value::take);
+        let headers = match take("/headers") {
+            Some(Value::Object(headers)) => headers,
+            _ => Map::new(),
+        };
+        Self {
+            raw_path: take("/rawPath").and_then(text).unwrap_or_default(),
+            raw_query_string: take("/rawQueryString").and_then(text).unwrap_or_default(),
+            headers: headers.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect(),
+            method: take("/requestContext/http/method").and_then(text).unwrap_or_default(),
+            body: take("/body").and_then(text),
+            is_base64_encoded: take("/isBase64Encoded") == Some(Value::Bool(true)),
+        }
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct HttpDescription {
-    method: Option<String>,
+fn text(value: Value) -> Option<String> {
+    if let Value::String(text) = value { Some(text) } else { None }
 }
 
 /// One HTTP request.
@@ -54,32 +66,29 @@ impl Request {
 
     /// The method, in capitals.
     pub fn method(&self) -> &str {
-        let context = self.event.request_context.as_ref();
-        context.and_then(|context| context.http.as_ref()?.method.as_deref()).unwrap_or_default()
+        &self.event.method
     }
 
     /// The path, before any decoding.
     pub fn path(&self) -> &str {
-        self.event.raw_path.as_deref().unwrap_or_default()
+        &self.event.raw_path
     }
 
     /// A header's value. API Gateway joins repeated headers with commas, and sends names in small letters; not every
     /// other sender does.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let headers = self.event.headers.as_ref()?;
+        let headers = &self.event.headers;
         headers
             .get(name)
-            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))?
-            .as_deref()
+            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+            .map(String::as_str)
     }
 
     /// The query's parameters. `400` where one is repeated or not among `known`: a parameter that is silently ignored
     /// is one that its sender relies on.
     pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
-        for (name, value) in
-            form_urlencoded::parse(self.event.raw_query_string.as_deref().unwrap_or_default().as_bytes())
-        {
+        for (name, value) in form_urlencoded::parse(self.event.raw_query_string.as_bytes()) {
             let Some(known) = known.iter().find(|known| **known == name) else {
                 return Err(Error::new(Code::InvalidParameter, "The query holds a parameter that is not known here")
                     .with("allowed", known.to_vec()));
@@ -102,7 +111,7 @@ impl Request {
             }
         }
         let body = self.event.body.as_deref().unwrap_or_default();
-        if self.event.is_base64_encoded == Some(true) {
+        if self.event.is_base64_encoded {
             let bytes = STANDARD
                 .decode(body)
                 .map_err(|error| Error::new(Code::InvalidJson, "The body's base64 is not valid").source(error))?;
@@ -196,9 +205,11 @@ mod tests {
     #[test]
     fn any_event_can_be_read() {
         for event in [
+            serde_json::json!(null),
+            serde_json::json!([1]),
             serde_json::json!({}),
-            serde_json::json!({ "rawPath": null, "rawQueryString": null, "headers": null, "body": null,
-                "isBase64Encoded": null, "requestContext": { "http": null, "requestId": null } }),
+            serde_json::json!({ "rawPath": null, "headers": null, "requestContext": [], "body": 7, "isBase64Encoded": "x" }),
+            serde_json::json!({ "headers": { "content-type": null, "authorization": 5 } }),
             serde_json::json!({ "version": "2.0", "headers": { "x": "\u{fc}\u{7}" }, "rawQueryString": "a=\"<>", "cookies": [] }),
         ] {
             let request = request(event);

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use rdkafka::config::ClientConfig;
@@ -21,6 +21,9 @@ use crate::names::{GroupId, TopicName};
 const GROUPS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 const SLOTS: usize = 32;
 
+/// What a blocking step keeps back of its call's time: what it has to say is worth more than that time ran out.
+pub const SAY: Duration = Duration::from_millis(50);
+
 /// A partition of a group; whoever locks it has it in this sandbox.
 pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
@@ -32,8 +35,9 @@ pub async fn blocking<T: Send + 'static>(
     deadline: Deadline,
     step: impl FnOnce(Instant) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let until = deadline.instant();
-    match tokio::time::timeout_at(until, tokio::task::spawn_blocking(move || step(until.into_std()))).await {
+    // A little earlier, so that a step that is told in time what is wrong can still say it.
+    let until = deadline.within(deadline.left().saturating_sub(SAY)).instant().into_std();
+    match tokio::time::timeout_at(deadline.instant(), tokio::task::spawn_blocking(move || step(until))).await {
         Ok(joined) => joined.map_err(Error::internal)?,
         Err(_) => Err(Deadline::exceeded()),
     }

@@ -66,7 +66,7 @@ pub enum Intent {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Commit this mark, at its offset.
-    Commit(Mark),
+    Commit(Box<Mark>),
     /// The step was done before; nothing is to be committed.
     Already,
     /// The position is not the one that was seen.
@@ -97,24 +97,25 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if let Some(refused) = not_free(position, *seen, stamp) {
                 return refused;
             }
-            Verdict::Commit(fresh(position, Mark::next(mark, *next, stamp)))
+            Verdict::Commit(Box::new(fresh(position, Mark::next(mark, *next, stamp))))
         }
         Intent::Lease { seen, from, next, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp) {
                 return refused;
             }
             let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
-            Verdict::Commit(fresh(position, Mark::next(mark, *from, stamp).delivering(*next).with_lease(lease)))
+            let mark = Mark::next(mark, *from, stamp).delivering(*next).with_lease(lease);
+            Verdict::Commit(Box::new(fresh(position, mark)))
         }
         Intent::Keep { seen, from } => {
             if position.committed != *seen {
                 return Verdict::Moved;
             }
             let kept = Mark::next(mark, position.committed.unwrap_or(*from), stamp).renewing();
-            Verdict::Commit(match mark.and_then(|mark| mark.lease.clone()) {
+            Verdict::Commit(Box::new(match mark.and_then(|mark| mark.lease.clone()) {
                 Some(lease) => kept.with_lease(lease),
                 None => kept,
-            })
+            }))
         }
         Intent::Accept { holder, before } => {
             let lease = match own_lease(position, holder, true) {
@@ -130,23 +131,24 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
                 return Verdict::Already;
             }
             let accepted = Mark::next(mark, before, stamp);
-            Verdict::Commit(if before == end {
+            Verdict::Commit(Box::new(if before == end {
                 accepted.settling(holder.clone(), true)
             } else {
                 accepted.with_lease(lease.clone())
-            })
+            }))
         }
         Intent::Release { holder } => match own_lease(position, holder, false) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
-                Verdict::Commit(Mark::next(mark, offset, stamp).settling(holder.clone(), false))
+                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(holder.clone(), false)))
             }
             Err(verdict) => verdict,
         },
         Intent::Renew { holder, lease_ms } => match own_lease(position, holder, true) {
             Ok(lease) => {
                 let renewed = Lease { until: stamp.now.saturating_add(*lease_ms), ..lease.clone() };
-                Verdict::Commit(Mark::next(mark, position.committed.unwrap_or(lease.end), stamp).with_lease(renewed))
+                let offset = position.committed.unwrap_or(lease.end);
+                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).with_lease(renewed)))
             }
             Err(Verdict::Already) => Verdict::LeaseLost,
             Err(verdict) => verdict,
@@ -199,7 +201,7 @@ mod tests {
     /// The position after a step that must be allowed.
     fn after(position: &Position, intent: &Intent, now: u64) -> Position {
         match decide(position, intent, at(now)) {
-            Verdict::Commit(mark) => Position { committed: Some(mark.offset), mark: Some(mark) },
+            Verdict::Commit(mark) => Position { committed: Some(mark.offset), mark: Some(*mark) },
             other => panic!("{intent:?}: {other:?}"),
         }
     }

@@ -99,7 +99,7 @@ pub enum Taken {
 #[derive(Debug)]
 pub enum Stepped {
     /// It is committed, with this mark.
-    Committed(Mark),
+    Committed(Box<Mark>),
     /// The position, as it is, does not allow it.
     Refused(Verdict, Position),
     /// Somebody else has claimed the position in the middle of it.
