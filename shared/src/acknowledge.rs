@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,7 +23,6 @@ use crate::kafka::handover::Stepped;
 use crate::kafka::position::Holder;
 use crate::lease::Token;
 use crate::metrics;
-use crate::names::TopicName;
 use crate::record;
 
 /// The endpoint, and what a warm sandbox keeps for it.
@@ -197,14 +197,14 @@ impl Acknowledge {
         holder: &Holder,
         deadline: Deadline,
     ) -> Result<BTreeMap<i32, Result<Outcome, Error>>, Error> {
-        let group = self.consumers.group(from.group())?;
+        let group = self.consumers.group(from).await?;
         let mut running = JoinSet::new();
         for &partition in &ask.token.partitions {
             let Some(intent) = ask.intent(partition, holder) else { continue };
-            let (consumers, group, topic) = (Arc::clone(&self.consumers), Arc::clone(&group), from.topic().clone());
+            let (consumers, group, from) = (Arc::clone(&self.consumers), Arc::clone(&group), from.clone());
             running.spawn(async move {
-                let step = Step { consumers, group, intent, deadline };
-                (partition, step.run(&topic, partition).await)
+                let step = Step { from, consumers, group, intent, deadline };
+                (partition, step.run(partition).await)
             });
         }
         let mut results = BTreeMap::new();
@@ -223,6 +223,7 @@ impl Acknowledge {
 }
 
 struct Step {
+    from: Authorized<Read>,
     consumers: Arc<Consumers>,
     group: Arc<Group>,
     intent: Intent,
@@ -231,13 +232,15 @@ struct Step {
 
 impl Step {
     /// Tries until the step is decided: another function may be taking one of its own, which ends within milliseconds.
-    async fn run(&self, topic: &TopicName, partition: i32) -> Result<Outcome, Error> {
+    async fn run(&self, partition: i32) -> Result<Outcome, Error> {
         loop {
             self.deadline.require()?;
-            if let Some(mut slot) = self.consumers.slot(&self.group, topic, partition)? {
+            if let Some(mut slot) = self.consumers.slot(&self.from, &self.group, partition)? {
                 let (consumers, intent) = (Arc::clone(&self.consumers), self.intent.clone());
-                let stepped =
-                    blocking(self.deadline, move |until| slot.step(consumers.tools(until), &intent, None)).await?;
+                let stepped = blocking(self.deadline, move |until| {
+                    slot.step(consumers.tools(until, &AtomicBool::new(false)), &intent, None)
+                });
+                let stepped = stepped.await?;
                 let invalid = |problem: &'static str| Err(Error::new(Code::InvalidParameter, problem));
                 match stepped {
                     Stepped::Committed(mark) => {

@@ -29,7 +29,8 @@ use super::error::{from_kafka, unreachable};
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
 use crate::config::KafkaConfig;
-use crate::errors::Error;
+use crate::deadline::Deadline;
+use crate::errors::{Code, Error};
 use crate::names::{GroupId, TopicName};
 
 /// The longest that one step of a transaction may block. librdkafka sometimes blocks longer than it is told; the caller
@@ -99,14 +100,16 @@ impl Claim {
     /// The position, read under this claim.
     pub fn position(&self, until: Instant) -> Result<Position, Error> {
         let read = self.group.positions(&self.topic, &[self.partition], patience(until))?;
-        read.into_iter().next().ok_or_else(|| Error::internal("no position"))
+        read.into_iter().next().ok_or_else(|| Error::internal("no position"))?
     }
 
     /// Commits the mark's offset, with the mark. After anything but `Ok(Committed::Yes)` the
     /// claim is used up and must be dropped.
     ///
-    /// Errors: `409 group_in_use`, `403` by Kafka's ACLs, `503`: nothing is committed.
-    pub fn commit(&self, mark: &Mark, until: Instant) -> Result<Committed, Error> {
+    /// `committing` is set when the outcome begins to be open.
+    ///
+    /// Errors: `409 group_in_use`, `403` by Kafka's ACLs, `503`, `504`: nothing is committed.
+    pub fn commit(&self, mark: &Mark, until: Instant, committing: &AtomicBool) -> Result<Committed, Error> {
         let offsets = marked(&self.topic, self.partition, mark)?;
         let metadata = self.group.metadata()?;
         self.producer.begin_transaction().map_err(from_kafka)?;
@@ -121,13 +124,19 @@ impl Claim {
                 _ => Err(unreachable(error)),
             };
         }
+        if Instant::now() >= until {
+            // Nobody waits for it any more: records must not be committed for no one.
+            let _ = self.producer.abort_transaction(STEP);
+            return Err(Deadline::exceeded());
+        }
+        committing.store(true, Ordering::Relaxed);
         match self.producer.commit_transaction(patience(until)) {
             Ok(()) => Ok(Committed::Yes),
             Err(error) => Ok(Committed::Undecided(error)),
         }
     }
 
-    /// Whether a commit whose outcome was lost was done after all; also the position as it is now.
+    /// Whether a commit on top of `base` whose outcome was lost was done after all.
     ///
     /// A new claim first completes or aborts what was open. Where `error` says that somebody else has claimed the
     /// position, they have done that already, and a stable read is enough: claiming it back would only cost them theirs.
@@ -136,6 +145,7 @@ impl Claim {
         settings: &ClientConfig,
         error: &KafkaError,
         nonce: u64,
+        base: &Position,
         until: Instant,
     ) -> Result<(Option<Self>, bool), Error> {
         let claim = if error.rdkafka_error_code().is_some_and(is_fenced) {
@@ -145,6 +155,14 @@ impl Claim {
         };
         let position = self.position(until)?;
         let done = position.mark.as_ref().is_some_and(|mark| mark.includes(nonce));
+        // Not to find the nonce proves something only where the mark still remembers what the commit was based on.
+        let remembered = match base.mark.as_ref().and_then(Mark::latest) {
+            Some(latest) => position.mark.as_ref().is_some_and(|mark| mark.includes(latest)),
+            None => position.mark.as_ref().is_none_or(Mark::remembers_all),
+        };
+        if !done && !remembered {
+            return Err(Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell"));
+        }
         Ok((claim, done))
     }
 }
@@ -171,13 +189,15 @@ fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Er
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let _ = producer.client().fetch_metadata(Some("?"), Duration::from_millis(500));
+                let _ = producer.client().fetch_metadata(Some("?"), Duration::from_millis(50));
                 std::thread::sleep(Duration::from_millis(3));
             }
         });
         let result = loop {
             match producer.init_transactions(patience(until)) {
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < until => {}
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 other => break other,
             }
         };

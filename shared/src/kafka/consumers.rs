@@ -4,22 +4,25 @@
 //! recently used are dropped, off the call's path, since librdkafka takes its time to end.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use rdkafka::config::ClientConfig;
+use tokio::sync::OwnedMutexGuard;
 
-use super::handover::{Slot, Tools};
+use super::handover::{Hint, Slot, Tools};
 use super::{claim, group};
+use crate::auth::{Authorized, Read};
 use crate::config::{Delivery, KafkaConfig};
 use crate::deadline::Deadline;
 use crate::errors::Error;
 use crate::kafka::group::Group;
 use crate::names::{GroupId, TopicName};
 
-const GROUPS: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
-const SLOTS: usize = 32;
+const GROUPS: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
+const SLOTS: usize = 24;
 
 /// What a blocking step keeps back of its call's time: what it has to say is worth more than that time ran out.
 pub const SAY: Duration = Duration::from_millis(50);
@@ -50,7 +53,8 @@ pub struct Consumers {
     claim_settings: ClientConfig,
     /// This sandbox, in the marks of its commits.
     pub sandbox: u32,
-    delivery: Delivery,
+    /// How records are delivered.
+    pub delivery: Delivery,
     groups: Mutex<LruCache<GroupId, Arc<Group>>>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
 }
@@ -69,19 +73,32 @@ impl Consumers {
     }
 
     /// What a step of this sandbox needs.
-    pub fn tools(&self, until: Instant) -> Tools<'_> {
-        Tools { settings: &self.claim_settings, sandbox: self.sandbox, until }
+    pub fn tools<'a>(&'a self, until: Instant, committing: &'a AtomicBool) -> Tools<'a> {
+        Tools { settings: &self.claim_settings, sandbox: self.sandbox, until, committing }
     }
 
     /// The handle of a group.
-    pub fn group(&self, id: &GroupId) -> Result<Arc<Group>, Error> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(group) = groups.get(id) {
+    pub async fn group(&self, of: &Authorized<Read>) -> Result<Arc<Group>, Error> {
+        let id = of.group();
+        let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups().get(id) {
             return Ok(Arc::clone(group));
         }
-        let group = Arc::new(Group::open(&self.group_settings, id)?);
-        if let Some((_, evicted)) = groups.push(id.clone(), Arc::clone(&group)) {
-            tokio::task::spawn_blocking(move || drop(evicted));
+        // To make a client reads the system's certificates.
+        let (settings, name) = (self.group_settings.clone(), id.clone());
+        let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name)).await;
+        let mut group = Arc::new(opened.map_err(Error::internal)??);
+        let dropped = {
+            let mut groups = groups();
+            if let Some(other) = groups.get(id) {
+                // Another call was faster.
+                Some(std::mem::replace(&mut group, Arc::clone(other)))
+            } else {
+                groups.push(id.clone(), Arc::clone(&group)).map(|(_, evicted)| evicted)
+            }
+        };
+        if let Some(dropped) = dropped {
+            tokio::task::spawn_blocking(move || drop(dropped));
         }
         Ok(group)
     }
@@ -89,11 +106,11 @@ impl Consumers {
     /// The slot of a partition, unless another call of this sandbox has it, or other calls have all the slots.
     pub fn slot(
         &self,
+        of: &Authorized<Read>,
         group: &Arc<Group>,
-        topic: &TopicName,
         partition: i32,
-    ) -> Result<Option<tokio::sync::OwnedMutexGuard<Slot>>, Error> {
-        let key = (group.id.clone(), topic.clone(), partition);
+    ) -> Result<Option<OwnedMutexGuard<Slot>>, Error> {
+        let (topic, key) = (of.topic(), (of.group().clone(), of.topic().clone(), partition));
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get(&key) {
             return Ok(Arc::clone(slot).try_lock_owned().ok());
@@ -109,12 +126,10 @@ impl Consumers {
         Ok(slot.try_lock_owned().ok())
     }
 
-    /// Whether it is known that a partition has no record from `from` to `end`.
-    pub fn is_barren(&self, group: &GroupId, topic: &TopicName, partition: i32, from: i64, end: i64) -> bool {
+    /// What is known of a partition.
+    pub fn hint(&self, of: &Authorized<Read>, partition: i32) -> Hint {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots
-            .peek(&(group.clone(), topic.clone(), partition))
-            .and_then(|slot| slot.try_lock().ok())
-            .is_some_and(|slot| slot.is_barren(from, end))
+        let slot = slots.peek(&(of.group().clone(), of.topic().clone(), partition));
+        slot.and_then(|slot| slot.try_lock().ok()).map_or_else(Hint::default, |slot| slot.hint())
     }
 }

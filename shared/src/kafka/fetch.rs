@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Context;
 use super::error::{from_kafka, unreachable};
@@ -114,11 +114,11 @@ impl Window {
         if self.records.len() >= count || self.bytes >= bytes || (self.next >= end && !self.records.is_empty()) {
             return Ok(Fetched::Records);
         }
-        let assigned = list(&self.topic, &[self.partition], Offset::Offset(self.next))?;
-        self.group.consumer.incremental_assign(&assigned).map_err(from_kafka)?;
+        // Whatever lies there was said while the partition was not assigned, of a topic that was deleted, for one.
+        while self.queue.0.poll(Duration::ZERO).is_some() {}
+        let assigned = Assigned::new(&self.group, list(&self.topic, &[self.partition], Offset::Offset(self.next))?)?;
         let fetched = self.receive(count, bytes, end, until);
-        // Served before it returns: from here on librdkafka drops what still arrives for the old assignment.
-        self.group.consumer.incremental_unassign(&assigned).map_err(from_kafka)?;
+        drop(assigned);
         self.filled_ms = now_ms();
         if fetched.is_err() {
             self.clear(from);
@@ -133,6 +133,17 @@ impl Window {
         self.next = from;
     }
 
+    /// Up to where librdkafka has come in this partition, the markers of transactions included. (Not the end that was
+    /// seen before: that was the leader's, and this may be a follower's answer, which lags behind.)
+    fn passed(&self) -> i64 {
+        let positions = self.group.consumer.position().ok();
+        let here = positions.as_ref().and_then(|list| list.find_partition(self.topic.as_str(), self.partition));
+        match here.map(|here| here.offset()) {
+            Some(Offset::Offset(offset)) => offset,
+            _ => self.next,
+        }
+    }
+
     fn receive(&mut self, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
         loop {
             let enough = self.records.len() >= count || self.bytes >= bytes;
@@ -144,17 +155,19 @@ impl Window {
             let patience = match (enough, self.records.is_empty()) {
                 (true, _) => Duration::ZERO,
                 (false, false) => left.min(PAUSE),
+                // Beyond the last stable offset, which tools that read uncommitted can bring about, nothing comes, nor
+                // is it said that nothing does; only "out of range" may come.
+                (false, true) if self.next > end => left.min(PAUSE),
                 (false, true) => left,
             };
             let record = match self.queue.0.poll(patience) {
                 Some(Ok(message)) => record(&message),
-                None if !self.records.is_empty() => return Ok(Fetched::Records),
+                None if !self.records.is_empty() || self.next > end => return Ok(Fetched::Records),
                 None => {
                     return Err(Error::new(Code::BrokerUnavailable, "The partition's leader did not answer in time"));
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {
-                    // Everything below the end was seen, records or not.
-                    self.next = self.next.max(end);
+                    self.next = self.next.max(self.passed());
                     return Ok(Fetched::Records);
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
@@ -173,6 +186,28 @@ impl Window {
             self.next = record.offset + 1;
             self.bytes += record.bytes();
             self.records.push_back(record);
+        }
+    }
+}
+
+/// A partition's assignment to the group's consumer, for as long as this lives.
+struct Assigned {
+    group: Arc<Group>,
+    list: TopicPartitionList,
+}
+
+impl Assigned {
+    fn new(group: &Arc<Group>, list: TopicPartitionList) -> Result<Self, Error> {
+        group.consumer.incremental_assign(&list).map_err(from_kafka)?;
+        Ok(Self { group: Arc::clone(group), list })
+    }
+}
+
+impl Drop for Assigned {
+    fn drop(&mut self) {
+        // Served before it returns: from here on librdkafka drops what still arrives for the old assignment.
+        if let Err(error) = self.group.consumer.incremental_unassign(&self.list) {
+            tracing::error!(%error, "a partition stays assigned");
         }
     }
 }

@@ -23,6 +23,12 @@ use crate::names::{GroupId, TopicName};
 /// How long a topic's number of partitions is believed.
 const TOPIC_AGE: Duration = Duration::from_secs(60);
 
+/// A position for each partition that was asked for, or why there is none.
+pub type Positions = Vec<Result<Position, Error>>;
+
+/// An offset for each partition that was asked for, or why there is none.
+pub type Offsets = Vec<Result<i64, Error>>;
+
 /// The settings of the consumers that read positions and records for a group.
 pub fn settings(config: &KafkaConfig) -> ClientConfig {
     let mut settings = client::settings(config);
@@ -110,25 +116,25 @@ impl Group {
 
     /// The group's positions, in the order of `partitions`: an `OffsetFetch` that waits until no transaction is pending
     /// on them (KIP-447's `require_stable`).
-    pub fn positions(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<Position>, Error> {
+    pub fn positions(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Positions, Error> {
         let asked = list(topic, partitions, Offset::Invalid)?;
         let read = self.consumer.committed_offsets(asked, patience).map_err(unreachable)?;
-        each(&read, topic, partitions, |element| {
+        Ok(each(&read, topic, partitions, |element| {
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,
             };
             Position::read(committed, element.metadata())
-        })
+        }))
     }
 
     /// The partitions' last stable offsets: below them, every record is decided.
-    pub fn ends(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<i64>, Error> {
+    pub fn ends(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Offsets, Error> {
         self.offsets(topic, partitions, Offset::End, patience)
     }
 
     /// The partitions' first offsets that are still there.
-    pub fn starts(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Vec<i64>, Error> {
+    pub fn starts(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Offsets, Error> {
         self.offsets(topic, partitions, Offset::Beginning, patience)
     }
 
@@ -139,13 +145,13 @@ impl Group {
         partitions: &[i32],
         which: Offset,
         patience: Duration,
-    ) -> Result<Vec<i64>, Error> {
+    ) -> Result<Offsets, Error> {
         let asked = list(topic, partitions, which)?;
         let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable)?;
-        each(&read, topic, partitions, |element| match element.offset() {
+        Ok(each(&read, topic, partitions, |element| match element.offset() {
             Offset::Offset(offset) => Ok(offset),
             other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
-        })
+        }))
     }
 
     /// What proves to the coordinator for which group a transaction's offsets are.
@@ -211,7 +217,7 @@ fn each<T>(
     topic: &TopicName,
     partitions: &[i32],
     read: impl Fn(&rdkafka::topic_partition_list::TopicPartitionListElem<'_>) -> Result<T, Error>,
-) -> Result<Vec<T>, Error> {
+) -> Vec<Result<T, Error>> {
     partitions
         .iter()
         .map(|&partition| {

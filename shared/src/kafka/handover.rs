@@ -1,7 +1,8 @@
 //! What a sandbox keeps of one group's partition, and the one step in which its position moves.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
@@ -9,8 +10,9 @@ use super::claim::{Claim, Committed};
 use super::decide::{Intent, Verdict, decide};
 use super::fetch::{Fetched, Window};
 use super::group::Group;
-use super::position::{Holder, Mark, Position, Stamp};
+use super::position::{Holder, Mark, Position, Stamp, now_ms};
 use crate::config::Delivery;
+use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
 use crate::names::TopicName;
 use crate::record::{Record, Records};
@@ -24,9 +26,37 @@ pub struct Slot {
     window: Window,
     claim: Option<Claim>,
     delivery: Delivery,
-    /// Up to where there is no record after a position: transactions leave offsets without records.
-    barren: Option<(i64, i64)>,
+    hint: Hint,
 }
+
+/// What a slot remembers of its partition, as long as the position stays where it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Hint {
+    /// From where to where there is no record, and when that was seen: transactions leave offsets without records.
+    barren: Option<(i64, i64, u64)>,
+    /// Where a record waits that was too large for its share of an answer.
+    oversized: Option<i64>,
+}
+
+/// How long a partition is taken to be barren. A fetch may have been answered by a follower that lags behind.
+const BARREN_MS: u64 = 2_000;
+
+impl Hint {
+    /// Whether there is no record from `from` to `end`.
+    pub fn is_barren(&self, from: i64, end: i64) -> bool {
+        self.barren.is_some_and(|(start, barren_to, seen)| {
+            start == from && end <= barren_to && now_ms().abs_diff(seen) < BARREN_MS
+        })
+    }
+
+    /// Whether the record at `from` wants an answer for itself.
+    pub fn is_oversized(&self, from: i64) -> bool {
+        self.oversized == Some(from)
+    }
+}
+
+/// A step does not begin to commit with less time left than this.
+const COMMIT: Duration = Duration::from_millis(50);
 
 /// What every step of a sandbox has in common.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +67,8 @@ pub struct Tools<'a> {
     pub sandbox: u32,
     /// When the step must be over.
     pub until: Instant,
+    /// Set by the step when it begins to be open whether the position moves.
+    pub committing: &'a AtomicBool,
 }
 
 /// How records are handed out.
@@ -118,13 +150,20 @@ impl Slot {
             window: Window::new(group, topic, partition)?,
             claim: None,
             delivery,
-            barren: None,
+            hint: Hint::default(),
         })
     }
 
-    /// Whether it is known that there is no record from `from` to `end`.
-    pub fn is_barren(&self, from: i64, end: i64) -> bool {
-        self.barren.is_some_and(|(start, barren_to)| start == from && end <= barren_to)
+    /// What is known of the partition.
+    pub fn hint(&self) -> Hint {
+        self.hint
+    }
+
+    /// Ends a transaction that a dead function has left open: until then, nobody can read the position. Blocks.
+    pub fn unblock(&mut self, tools: Tools<'_>) -> Result<(), Error> {
+        self.claim = None;
+        self.claim = Some(Claim::take(tools.settings, &self.group, &self.topic, self.partition, tools.until)?);
+        Ok(())
     }
 
     /// Hands out the next records: fetches, then takes the step that makes them the caller's. Blocks.
@@ -140,6 +179,7 @@ impl Slot {
         let (mut seen, mut from) = (ask.seen.clone(), ask.from);
         // Twice: with the claim in hand, a position that had been moved before is worth a second look.
         for _ in 0..2 {
+            let asked = from;
             if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
                 from = self.restart(from, tools.until)?;
                 if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
@@ -147,12 +187,17 @@ impl Slot {
                 }
             }
             let Some(first) = self.window.records().front() else {
-                self.barren = Some((from, self.window.offset_after(0)));
+                self.hint.barren = Some((asked, self.window.offset_after(0).max(ask.end), now_ms()));
+                if from != asked {
+                    // Once and for all, or every call would begin with the same search.
+                    self.step(tools, &Intent::Take { seen: seen.committed, next: from }, Some(&seen))?;
+                }
                 return Ok(Taken::Nothing);
             };
             let (offset, size) = (first.offset, first.bytes());
             let count = choose(self.window.records(), &seen);
             if count == 0 {
+                self.hint.oversized = Some(asked);
                 return Ok(Taken::TooLarge { offset, size });
             }
             let (seen_offset, next) = (seen.committed, self.window.offset_after(count));
@@ -183,7 +228,7 @@ impl Slot {
     ///
     /// With shared delivery there is no claim, and the position that was `seen` before has to do.
     pub fn step(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
-        let Tools { settings, sandbox, until } = tools;
+        let Tools { settings, sandbox, until, committing } = tools;
         // The claim leaves the slot, so that whatever goes wrong on the way drops it.
         let (claim, position) = match (self.delivery, seen) {
             (Delivery::Shared, Some(seen)) => (None, seen.clone()),
@@ -204,17 +249,25 @@ impl Slot {
                 return Ok(Stepped::Refused(refused, position));
             }
         };
+        if until.saturating_duration_since(Instant::now()) < COMMIT {
+            self.claim = claim;
+            return Err(Deadline::exceeded());
+        }
         let Some(claim) = claim else {
-            self.group.commit_plain(&self.topic, self.partition, &mark)?;
-            return Ok(Stepped::Committed(mark));
+            committing.store(true, Ordering::Relaxed);
+            return match self.group.commit_plain(&self.topic, self.partition, &mark) {
+                Ok(()) => Ok(Stepped::Committed(mark)),
+                Err(error) if error.code() == Code::BrokerUnavailable => Ok(Stepped::Undecided(error)),
+                Err(error) => Err(error),
+            };
         };
-        match claim.commit(&mark, until)? {
+        match claim.commit(&mark, until, committing)? {
             Committed::Yes => {
                 self.claim = Some(claim);
                 Ok(Stepped::Committed(mark))
             }
             Committed::Fenced => Ok(Stepped::Fenced),
-            Committed::Undecided(error) => match claim.settle(settings, &error, stamp.nonce, until) {
+            Committed::Undecided(error) => match claim.settle(settings, &error, stamp.nonce, &position, until) {
                 Ok((claim, done)) => {
                     self.claim = claim;
                     Ok(if done { Stepped::Committed(mark) } else { Stepped::Fenced })
@@ -231,7 +284,7 @@ impl Slot {
     /// Where to go on when the log does not hold the position: from its start, as nothing before it is left.
     fn restart(&self, from: i64, until: Instant) -> Result<i64, Error> {
         let patience = until.saturating_duration_since(Instant::now());
-        let start = self.group.starts(&self.topic, &[self.partition], patience)?.first().copied().unwrap_or(0);
+        let start = self.group.starts(&self.topic, &[self.partition], patience)?.pop().unwrap_or(Ok(0))?;
         tracing::warn!(
             group = %self.group.id, topic = %self.topic, partition = self.partition, position = from, start,
             "the position is outside of the log; going on from the log's start"

@@ -14,9 +14,15 @@ use crate::errors::Error;
 /// that this version cannot see.
 const VERSION: u32 = 1;
 
-/// How many nonces and settled leases a mark remembers. One would do to recognise one's own last step; a few more still
-/// do when others have followed.
-const REMEMBERED: usize = 4;
+/// How many nonces a mark remembers. One would do to recognise one's own last commit; more still do when others have
+/// followed meanwhile.
+const REMEMBERED: usize = 16;
+
+/// How many settled leases a mark remembers.
+const SETTLED: usize = 4;
+
+/// A mark from further ahead than this was made by a clock that is wrong; it is taken for an old one.
+const FUTURE_MS: u64 = 2_000;
 
 /// How many ranges with a count of their own a mark holds at most. Those beyond share the last one's, which is the
 /// lowest: no record is taken for one that was delivered more often than it was.
@@ -192,7 +198,7 @@ impl Mark {
     #[must_use]
     pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
         self.settled.insert(0, Settled { holder, accepted });
-        self.settled.truncate(REMEMBERED);
+        self.settled.truncate(SETTLED);
         self
     }
 
@@ -211,9 +217,20 @@ impl Mark {
         self.nonces.contains(&nonce)
     }
 
-    /// How long ago it was committed; nothing, if it lies in the future by this machine's clock.
+    /// The newest nonce.
+    pub fn latest(&self) -> Option<u64> {
+        self.nonces.first().copied()
+    }
+
+    /// Whether the nonces reach back to the first commit that has a mark.
+    pub fn remembers_all(&self) -> bool {
+        self.nonces.len() < REMEMBERED
+    }
+
+    /// How long ago it was committed.
     pub fn age(&self) -> Duration {
-        Duration::from_millis(now_ms().saturating_sub(self.at))
+        let now = now_ms();
+        if self.at > now + FUTURE_MS { Duration::MAX } else { Duration::from_millis(now.saturating_sub(self.at)) }
     }
 
     /// The same mark, as one of a renewal.
@@ -278,15 +295,17 @@ mod tests {
     #[test]
     fn a_mark_survives_its_string_and_remembers_a_few_commits() {
         let mut mark = Mark::next(None, 5, stamp(1));
-        for nonce in 2..=6 {
+        for nonce in 2..=18 {
             mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(holder(&nonce.to_string()), nonce % 2 == 0);
         }
         mark = mark.with_lease(Lease { end: 9, until: 5000, holder: holder("live") }).delivering(9);
         let read = Position::read(Some(5), &mark.to_metadata()).expect("readable");
         assert_eq!(read.mark.as_ref(), Some(&mark));
-        let included: Vec<bool> = (1..=6).map(|nonce| mark.includes(nonce)).collect();
-        assert_eq!(included, [false, false, true, true, true, true]);
-        assert_eq!(mark.settled(&holder("6").token).map(|settled| settled.accepted), Some(true));
+        let included: Vec<bool> = (1..=4).map(|nonce| mark.includes(nonce)).collect();
+        assert_eq!(included, [false, false, true, true]);
+        assert_eq!(mark.latest(), Some(18));
+        assert!(!mark.remembers_all());
+        assert_eq!(mark.settled(&holder("18").token).map(|settled| settled.accepted), Some(true));
         assert_eq!(mark.settled(&holder("2").token), None);
     }
 

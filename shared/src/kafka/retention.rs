@@ -5,6 +5,7 @@
 //! group's positions that long after the last member left, even while positions are committed. So every position is
 //! committed again well before, and such a group is joined and left for a moment, which starts its time anew.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
@@ -14,7 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use super::client::{self, Context};
 use super::error::unreachable;
 use super::group::Group;
-use super::position::Position;
+use super::position::{Position, now_ms};
 use crate::config::KafkaConfig;
 use crate::errors::{BoxError, Error};
 use crate::names::TopicName;
@@ -33,7 +34,12 @@ pub const RENEWAL_CLIENT: &str = "kafka-gateway-renewal";
 pub struct Retention {
     renew_after: Duration,
     settings: ClientConfig,
+    /// When a renewal has failed last, milliseconds since 1970.
+    failed_ms: AtomicU64,
 }
+
+/// How long after a failed renewal none is tried. A position is due for many times longer than that before it expires.
+const AFTER_FAILURE_MS: u64 = 60_000;
 
 impl Retention {
     /// Asks a broker for its `offsets.retention.minutes`; where it does not say (by its access control, for one), takes
@@ -49,12 +55,21 @@ impl Retention {
         };
         let mut settings = client::settings(config);
         settings.set("enable.auto.commit", "false").set("client.id", RENEWAL_CLIENT);
-        Self { renew_after: retention / 8, settings }
+        // Should the sandbox die while it is a member, the group is soon free again.
+        settings.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "1000");
+        Self { renew_after: retention / 8, settings, failed_ms: AtomicU64::new(0) }
+    }
+
+    /// Puts off further renewals for a while: they ask every broker of the cluster, and one may be away.
+    pub fn put_off(&self) {
+        self.failed_ms.store(now_ms(), Ordering::Relaxed);
     }
 
     /// Whether a position should be committed again by now.
     pub fn is_due(&self, position: &Position) -> bool {
-        position.committed.is_some() && position.mark.as_ref().is_none_or(|mark| mark.renewed_ago() > self.renew_after)
+        now_ms().abs_diff(self.failed_ms.load(Ordering::Relaxed)) > AFTER_FAILURE_MS
+            && position.committed.is_some()
+            && position.mark.as_ref().is_none_or(|mark| mark.renewed_ago() > self.renew_after)
     }
 
     /// If the group is a classic one that its members have left, starts the time of its positions anew. Blocks, for as
