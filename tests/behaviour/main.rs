@@ -2,6 +2,7 @@
 
 mod world;
 
+mod adversity;
 mod consume;
 mod faults;
 mod http;
