@@ -1,4 +1,7 @@
-.PHONY: dev test lint fmt
+.PHONY: help dev test lint fmt
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\): ## \(.*\)/make \1	\2/p' Makefile
 
 dev: ## the local stack and the functions at their routes, until Ctrl-C
 	cargo build --workspace
@@ -8,10 +11,11 @@ test: ## everything, on a real Kafka and a real Keycloak
 	cargo build --workspace
 	cargo test --workspace
 
-lint:
+lint: ## format, clippy, compose.yaml, licences and versions of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	infra/local/check-compose.sh
+	.ci/check-dependencies
 
-fmt:
+fmt: ## format everything
 	cargo fmt --all
