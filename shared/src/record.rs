@@ -179,10 +179,15 @@ pub struct Record {
 }
 
 impl Record {
-    /// What it weighs in memory, roughly.
+    /// What it weighs: key, value and headers.
     pub fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + optional_len(value.as_ref())).sum();
-        headers + optional_len(self.key.as_ref()) + optional_len(self.value.as_ref())
+        headers + self.payload_bytes()
+    }
+
+    /// What its key and value weigh.
+    pub fn payload_bytes(&self) -> usize {
+        optional_len(self.key.as_ref()) + optional_len(self.value.as_ref())
     }
 }
 

@@ -1,6 +1,6 @@
 //! One call on its way: it looks, takes, and looks again, until there are records, or time is up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -103,6 +103,8 @@ struct Learned {
     too_large: HashMap<i32, (i64, usize)>,
     /// From where to where there is no record. Slots know it too, but may be evicted, and then the call would never end.
     barren: HashMap<i32, (i64, i64)>,
+    /// Partitions whose positions it has renewed.
+    renewed: HashSet<i32>,
 }
 
 impl Session {
@@ -141,7 +143,7 @@ impl Session {
                 self.fix_start(&seen).await?;
             }
             if std::mem::take(&mut first_look) {
-                self.renew(&seen, RENEWALS).await?;
+                self.renew(&seen, RENEWALS, &mut learned).await?;
             }
             let mut waiting = self.waiting(&seen, &learned);
             order(&mut waiting, me);
@@ -183,7 +185,7 @@ impl Session {
             }
             let now = Instant::now();
             if now >= self.answer_at {
-                self.renew(&seen, usize::MAX).await?;
+                self.renew(&seen, usize::MAX, &mut learned).await?;
                 self.probe(&seen).await?;
                 return Ok(Vec::new());
             }
@@ -316,7 +318,7 @@ impl Session {
     async fn fix_start(&self, seen: &[Seen]) -> Result<(), Error> {
         let new: Vec<&Seen> = seen.iter().filter(|seen| seen.position.committed.is_none()).collect();
         for some in new.chunks(ABREAST) {
-            futures_util::future::try_join_all(some.iter().map(|seen| self.keep(seen))).await?;
+            futures_util::future::try_join_all(some.iter().map(|seen| self.keep(seen, false))).await?;
         }
         Ok(())
     }
@@ -324,10 +326,11 @@ impl Session {
     /// Commits again what Kafka would forget otherwise: `at_least` partitions that are due, or a quarter of them.
     ///
     /// Errors: only what would refuse the call itself. What else goes wrong can wait, and must not fail a call.
-    async fn renew(&self, seen: &[Seen], at_least: usize) -> Result<(), Error> {
+    async fn renew(&self, seen: &[Seen], at_least: usize, learned: &mut Learned) -> Result<(), Error> {
         let due: Vec<&Seen> = seen
             .iter()
             .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.sandbox))
+            .filter(|seen| !learned.renewed.contains(&seen.partition))
             .collect();
         if due.is_empty() {
             return Ok(());
@@ -340,7 +343,8 @@ impl Session {
             if renewed.is_err() || deadline.left() < CONTEST_END {
                 break;
             }
-            renewed = self.keep(seen).await.map(drop);
+            renewed = self.keep(seen, true).await.map(drop);
+            learned.renewed.insert(seen.partition);
         }
         if renewed.is_err() {
             self.retention.put_off();
@@ -356,7 +360,7 @@ impl Session {
             return Ok(());
         }
         let Some(any) = seen.iter().max_by_key(|seen| seen.position.committed) else { return Ok(()) };
-        let probed = self.keep(any).await.map(drop);
+        let probed = self.keep(any, false).await.map(drop);
         self.tolerate(probed)
     }
 
@@ -372,11 +376,11 @@ impl Session {
     }
 
     /// Commits a partition's position where it is. Whether it was done: not, if another call was faster.
-    async fn keep(&self, seen: &Seen) -> Result<bool, Error> {
+    async fn keep(&self, seen: &Seen, renewal: bool) -> Result<bool, Error> {
         let Some(mut slot) = self.slot(seen.partition)? else { return Ok(false) };
         let (consumers, seen) = (Arc::clone(&self.consumers), seen.clone());
         blocking(self.deadline, move |until| {
-            let intent = Intent::Keep { seen: seen.position.committed, from: seen.from };
+            let intent = Intent::Keep { seen: seen.position.committed, from: seen.from, renewal };
             match slot.step(consumers.tools(until, &AtomicBool::new(false)), &intent, Some(&seen.position))? {
                 Stepped::Committed(_) => Ok(true),
                 Stepped::Refused(..) | Stepped::Fenced => Ok(false),
@@ -535,7 +539,7 @@ impl Outcome {
     fn add(&mut self, partition: i32, taken: Result<Taken, Error>, messages: Vec<String>) {
         match taken {
             Ok(Taken::Records { records, until }) => {
-                let bytes = records.iter().map(Record::bytes).sum();
+                let bytes = records.iter().map(Record::payload_bytes).sum();
                 self.batches.push(Batch { partition, messages, bytes, until });
             }
             Ok(Taken::Nothing) => self.barren.push(partition),

@@ -178,10 +178,6 @@ impl Response {
     }
 }
 
-fn count_refusal(error: &Error) {
-    metrics::auth_failed(error.code().word());
-}
-
 /// One function's way through, shared by all calls of a sandbox.
 pub struct Service<E> {
     endpoint: E,
@@ -215,6 +211,9 @@ impl<E: Endpoint> Service<E> {
         // The panic itself is in the log already.
         let result = answered.unwrap_or_else(|_| Err(Error::internal("the call panicked")));
         let error = result.as_ref().err();
+        if let Some(code) = error.map(Error::code).filter(|code| matches!(code.status(), 401 | 403)) {
+            metrics::auth_failed(code.word());
+        }
         let status = result.as_ref().map_or_else(|error| error.code().status(), |reply| reply.status);
         telemetry::request_finished(&telemetry::Finished {
             function: E::FUNCTION,
@@ -245,9 +244,9 @@ impl<E: Endpoint> Service<E> {
         }
         let authorization: Vec<&str> = request.header("authorization").into_iter().collect();
         let principal = self.authenticator.authenticate(&authorization, call.deadline.instant()).await;
-        let principal = principal.inspect_err(count_refusal)?;
+        let principal = principal?;
         let _ = call.principal.set(principal.subject().to_owned());
-        let may = principal.may::<E::Action>().inspect_err(count_refusal)?;
+        let may = principal.may::<E::Action>()?;
         self.endpoint.call(&may, call).await
     }
 }

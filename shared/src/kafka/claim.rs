@@ -25,7 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer as _};
 
 use super::client::{self, Context};
-use super::error::{from_kafka, unreachable};
+use super::error::unreachable;
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
 use crate::config::KafkaConfig;
@@ -112,7 +112,11 @@ impl Claim {
     pub fn commit(&self, mark: &Mark, until: Instant, committing: &AtomicBool) -> Result<Committed, Error> {
         let offsets = marked(&self.topic, self.partition, mark)?;
         let metadata = self.group.metadata()?;
-        self.producer.begin_transaction().map_err(from_kafka)?;
+        match self.producer.begin_transaction() {
+            Ok(()) => {}
+            Err(error) if error.rdkafka_error_code().is_some_and(is_fenced) => return Ok(Committed::Fenced),
+            Err(error) => return Err(unreachable(error)),
+        }
         if let Err(error) = self.producer.send_offsets_to_transaction(&offsets, &metadata, patience(until)) {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
             let _ = self.producer.abort_transaction(patience(until));

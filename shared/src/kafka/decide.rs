@@ -40,6 +40,8 @@ pub enum Intent {
         seen: Option<i64>,
         /// Where the group begins, if it has no position yet.
         from: i64,
+        /// Whether it counts as a renewal (see `retention`).
+        renewal: bool,
     },
     /// Accept a lease: all of it, or what lies before an offset.
     Accept {
@@ -97,7 +99,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if let Some(refused) = not_free(position, *seen, stamp) {
                 return refused;
             }
-            Verdict::Commit(Box::new(fresh(position, Mark::next(mark, *next, stamp))))
+            Verdict::Commit(Box::new(Mark::next(mark, *next, stamp)))
         }
         Intent::Lease { seen, from, next, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp) {
@@ -105,13 +107,14 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }
             let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
             let mark = Mark::next(mark, *from, stamp).delivering(*next).with_lease(lease);
-            Verdict::Commit(Box::new(fresh(position, mark)))
+            Verdict::Commit(Box::new(mark))
         }
-        Intent::Keep { seen, from } => {
+        Intent::Keep { seen, from, renewal } => {
             if position.committed != *seen {
                 return Verdict::Moved;
             }
-            let kept = Mark::next(mark, position.committed.unwrap_or(*from), stamp).renewing();
+            let kept = Mark::next(mark, position.committed.unwrap_or(*from), stamp);
+            let kept = if *renewal { kept.renewing() } else { kept };
             Verdict::Commit(Box::new(match mark.and_then(|mark| mark.lease.clone()) {
                 Some(lease) => kept.with_lease(lease),
                 None => kept,
@@ -164,11 +167,6 @@ fn not_free(position: &Position, seen: Option<i64>, stamp: Stamp) -> Option<Verd
     position.live_lease(stamp.now).map(|_| Verdict::Leased)
 }
 
-/// A position that begins here has no past that Kafka could forget.
-fn fresh(position: &Position, mark: Mark) -> Mark {
-    if position.committed.is_none() { mark.renewing() } else { mark }
-}
-
 /// The lease of this holder. It counts for as long as nobody else has taken the records, expired or not. `Already`, if
 /// it was settled in that way before.
 fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Result<&'a Lease, Verdict> {
@@ -185,7 +183,7 @@ fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::super::position::Hash;
+    use super::super::position::{Hash, now_ms};
     use super::*;
 
     const LEASE_MS: u64 = 30_000;
@@ -273,8 +271,16 @@ mod tests {
     #[test]
     fn renewing_extends_and_keeping_changes_nothing() {
         let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let kept = after(&leased, &Intent::Keep { seen: Some(0), from: 0 }, 5);
-        assert_eq!(kept.mark.as_ref().and_then(|mark| mark.lease.clone()), leased.mark.and_then(|mark| mark.lease));
+        let kept = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: true }, 5);
+        assert_eq!(
+            kept.mark.as_ref().and_then(|mark| mark.lease.clone()),
+            leased.mark.as_ref().and_then(|mark| mark.lease.clone())
+        );
+        let ago = |position: &Position| position.mark.as_ref().map(Mark::renewed_ago);
+        let probed = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: false }, now_ms());
+        assert_eq!(ago(&probed).map(|ago| ago.as_secs() > 1_000_000), Some(true), "only a renewal is one");
+        let freshly = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: true }, now_ms());
+        assert_eq!(ago(&freshly).map(|ago| ago.as_secs() < 1_000), Some(true));
         let renewed = after(&kept, &Intent::Renew { holder: holder("a"), lease_ms: 2 * LEASE_MS }, 10);
         assert!(renewed.live_lease(2 * LEASE_MS).is_some());
         let settled = after(&renewed, &accept("a", None), 20);
@@ -315,7 +321,7 @@ mod tests {
         for seen in [None, Some(6), Some(8)] {
             assert_eq!(decide(&position, &Intent::Take { seen, next: 9 }, at(1)), Verdict::Moved);
             assert_eq!(decide(&position, &lease(seen, 7, 9, "a"), at(1)), Verdict::Moved);
-            assert_eq!(decide(&position, &Intent::Keep { seen, from: 7 }, at(1)), Verdict::Moved);
+            assert_eq!(decide(&position, &Intent::Keep { seen, from: 7, renewal: false }, at(1)), Verdict::Moved);
         }
     }
 }

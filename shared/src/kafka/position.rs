@@ -34,6 +34,12 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The time since then.
+fn ago(then_ms: u64) -> Duration {
+    let now = now_ms();
+    if then_ms > now + FUTURE_MS { Duration::MAX } else { Duration::from_millis(now.saturating_sub(then_ms)) }
+}
+
 /// The hash of a secret, as it may stand in a mark (base64).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -229,8 +235,7 @@ impl Mark {
 
     /// How long ago it was committed.
     pub fn age(&self) -> Duration {
-        let now = now_ms();
-        if self.at > now + FUTURE_MS { Duration::MAX } else { Duration::from_millis(now.saturating_sub(self.at)) }
+        ago(self.at)
     }
 
     /// The same mark, as one of a renewal.
@@ -241,7 +246,7 @@ impl Mark {
 
     /// How long ago the position was last renewed.
     pub fn renewed_ago(&self) -> Duration {
-        Duration::from_millis(now_ms().saturating_sub(self.renewed))
+        ago(self.renewed)
     }
 
     /// The metadata string.

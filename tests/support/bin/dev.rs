@@ -51,6 +51,7 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         create_topic(stack, "demo"),
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("GET", "/kafka/consumer/consume"),
+        gateway.answers("POST", "/kafka/consumer/acknowledge"),
     )?;
     progress("ready");
     println!("{}", instructions(stack, gateway).await?);
@@ -73,6 +74,12 @@ TOKEN={token}
 curl -sS {url}/kafka/producer/produce -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"topic": "demo", "key": "k1", "value": {{"hello": "world"}}}}'
 
 curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-group' -H "Authorization: Bearer $TOKEN"
+
+At least once, by a lease: the token to accept it with is in the answer.
+
+curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-leases&ack=manual' -H "Authorization: Bearer $TOKEN"
+
+curl -sS {url}/kafka/consumer/acknowledge -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"type": "accept", "token": "<lease.token>"}}'
 
 A new token, good for an hour:
 TOKEN=$(curl -sS {token_url} -d grant_type=client_credentials -d client_id=gateway-full -d client_secret=gateway-full-local-only | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
