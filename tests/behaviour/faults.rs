@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use serde_json::json;
-use tests::Stack;
+use serde_json::{Value, json};
+use tests::{Event, Stack};
 
 use crate::consume::{committed, fill};
-use crate::world::{consume, function_with, produce, topic_on, unique};
+use crate::world::{Answer, PRODUCE, consume, function_with, produce, topic_on, unique};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_comes_back_is_found_again() {
@@ -88,4 +88,34 @@ async fn a_broker_that_hangs_is_an_error_within_the_deadline() {
         handed_out = usize::try_from(last + 1).expect("small");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_call_was_answered_is_not_written_when_the_sandbox_thaws() {
+    let broker = Stack::shared().await.extra_broker(&[]).await;
+    let server = broker.bootstrap();
+    let topic = topic_on(&server, 1, &[]).await;
+    let producer = function_with("produce", &[("KAFKA_BOOTSTRAP_SERVERS", server.as_str())]).await;
+    assert_eq!(produce(&producer, &json!({ "topic": topic, "value": "0" })).await.ok()["offset"], 0);
+
+    broker.kill().await;
+    let token = Stack::shared().await.token("gateway-full").await;
+    let event = Event::post(PRODUCE).json(&json!({ "topic": topic, "value": "lost" })).bearer(&token).build();
+    // The invocation's deadline comes long before librdkafka would give up by itself.
+    let answer = Answer::read(&producer.try_invoke(event, Duration::from_secs(1)).await.expect("an answer in time"));
+    assert_eq!((answer.status, answer.code()), (504, "deadline_exceeded"));
+    assert_eq!(answer.body["outcome"], "unknown");
+    assert!(producer.idle(Duration::from_secs(5)).await);
+    producer.freeze();
+    broker.start().await.expect("the broker starts again");
+    producer.thaw();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    while produce(&producer, &json!({ "topic": topic, "value": "1" })).await.status != 200 {}
+    produce(&producer, &json!({ "topic": topic, "value": "2" })).await.ok();
+
+    let consumer = function_with("consume", &[("KAFKA_BOOTSTRAP_SERVERS", server.as_str())]).await;
+    let answer = consume(&consumer, &topic, &unique("group"), "&timeout_ms=5000").await;
+    let mut values: Vec<&Value> = answer.messages().iter().map(|message| &message["value"]).collect();
+    values.dedup(); // a call for "1" that ended in 504 may have written it
+    assert_eq!(values, ["0", "1", "2"]);
 }

@@ -96,7 +96,7 @@ pub struct Reply {
     pub content_type: &'static str,
     /// The body, always text.
     pub body: String,
-    /// `Cache-Control`: `no-store` on everything, as an answer is for one caller and one moment.
+    /// `WWW-Authenticate`, for 401.
     pub www_authenticate: Option<&'static str>,
     /// `Retry-After`, in whole seconds.
     pub retry_after: Option<Duration>,
@@ -140,6 +140,7 @@ impl Serialize for Headers {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("content-type", self.content_type)?;
+        // On everything: an answer is for one caller and one moment.
         map.serialize_entry("cache-control", "no-store")?;
         map.serialize_entry("x-content-type-options", "nosniff")?;
         map.serialize_entry("x-request-id", &self.request_id)?;

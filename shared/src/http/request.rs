@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -86,9 +87,15 @@ impl Request {
 
     /// The query's parameters. `400` where one is repeated or not among `known`: a parameter that is silently ignored
     /// is one that its sender relies on.
+    ///
+    /// What is not UTF-8 is refused too: decoded with replacement characters, two names would become one.
     pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
+        let raw = &self.event.raw_query_string;
+        if percent_decode_str(raw).decode_utf8().is_err() {
+            return Err(Error::new(Code::InvalidParameter, "The query is not UTF-8"));
+        }
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
-        for (name, value) in form_urlencoded::parse(self.event.raw_query_string.as_bytes()) {
+        for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
             let Some(known) = known.iter().find(|known| **known == name) else {
                 return Err(Error::new(Code::InvalidParameter, "The query holds a parameter that is not known here")
                     .with("allowed", known.to_vec()));
@@ -235,6 +242,22 @@ mod tests {
             let error = of(raw).query(&["topic"]).expect_err(raw);
             assert_eq!(error.code(), Code::InvalidParameter);
             assert!(!error.detail().contains("secret"));
+        }
+    }
+
+    #[test]
+    fn a_query_that_is_not_utf_8_names_nothing() {
+        let of = |raw: &str| request(serde_json::json!({ "rawQueryString": raw }));
+        for raw in
+            ["group_id=%FF", "group_id=%FE", "group_id=a%C3", "%FF=a", "group_id=%C3&topic=%A9", "group_id=%ED%A0%80"]
+        {
+            let error = of(raw).query(&["group_id", "topic"]).expect_err(raw);
+            assert_eq!(error.code(), Code::InvalidParameter, "{raw}");
+        }
+        // A replacement character that was really sent is one, and a percent sign alone is itself.
+        for (raw, group) in [("group_id=%EF%BF%BD", "\u{fffd}"), ("group_id=caf%c3%a9", "café"), ("group_id=5%", "5%")]
+        {
+            assert_eq!(of(raw).query(&["group_id"]).expect(raw).get("group_id"), Some(group), "{raw}");
         }
     }
 

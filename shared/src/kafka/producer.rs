@@ -1,20 +1,21 @@
 //! Producing: one idempotent producer per sandbox, every record acknowledged by all in-sync replicas.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
 use super::client::{self, Context};
 use super::error::{from_kafka, unreachable};
 use crate::auth::{Authorized, Write};
 use crate::config::KafkaConfig;
 use crate::deadline::Deadline;
-use crate::errors::{Code, Error};
+use crate::errors::{BoxError, Code, Error};
 use crate::names::TopicName;
 use crate::record::Header;
 
@@ -22,8 +23,12 @@ use crate::record::Header;
 /// own word; only slower.
 const TOPIC_AGE: Duration = Duration::from_secs(60);
 
-/// The most that init waits for a broker. Without one the sandbox starts all the same, and its calls say 503.
+/// The most that a new client waits for a broker, for each of two answers. Without one the sandbox starts all the same,
+/// and its calls say 503.
 const WARM_UP: Duration = Duration::from_millis(1500);
+
+/// How long a call that gave a record up waits for librdkafka's word on it. Within what a deadline keeps back.
+const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// A record on its way to Kafka.
 #[derive(Debug, Default)]
@@ -51,11 +56,53 @@ pub struct Receipt {
     pub timestamp: i64,
 }
 
+/// A client that ends where it may block: librdkafka flushes and joins its threads.
+struct Client(Option<FutureProducer<Context>>);
+
+impl Client {
+    /// Makes a client and waits, for a moment, until it is ready to send. Blocks: TLS reads its roots.
+    ///
+    /// Why two requests for metadata: librdkafka asks for its producer id 1 ms after it was created, finds no broker
+    /// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
+    /// connection, the second finds the id's request possible.
+    fn create(settings: &ClientConfig, patience: Duration) -> Result<Self, KafkaError> {
+        // No topic can have this name: the reply is small, however many topics the cluster has, and nothing is created.
+        const NO_TOPIC: &str = "?";
+        let client = Self(Some(settings.create_with_context(Context)?));
+        for _ in 0..2 {
+            if let Err(error) = client.client().fetch_metadata(Some(NO_TOPIC), patience) {
+                tracing::warn!(%error, "Kafka did not answer a new producer; calls will try again");
+                break;
+            }
+        }
+        Ok(client)
+    }
+}
+
+impl Deref for Client {
+    type Target = FutureProducer<Context>;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("taken only at the end")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(client));
+        }
+    }
+}
+
 /// The sandbox's producer.
 pub struct Producer {
     settings: ClientConfig,
     /// Replaced when it has raised a fatal error, since librdkafka then refuses everything.
-    client: RwLock<Arc<FutureProducer<Context>>>,
+    client: RwLock<Arc<Client>>,
+    /// Held by the one call that replaces the client.
+    replacing: tokio::sync::Mutex<()>,
     topics: Mutex<HashMap<TopicName, (i32, SystemTime)>>,
     auto_create: bool,
 }
@@ -67,14 +114,11 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Creates the client and waits, for a moment, until it is ready to send.
-    ///
-    /// Why two requests for metadata: librdkafka asks for its producer id 1 ms after it was created, finds no broker
-    /// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
-    /// connection, the second finds the id's request possible.
-    pub async fn start(config: &KafkaConfig, request_timeout: Duration) -> Result<Self, KafkaError> {
+    /// Creates the client, off the runtime's own threads.
+    pub async fn start(config: &KafkaConfig, request_timeout: Duration) -> Result<Self, BoxError> {
         let mut settings = client::settings(config);
-        // A little less than a call may take: what could not be delivered ends with a report, before the call does.
+        // A little less than a call may take, so that what could not be delivered ends with a report. But librdkafka
+        // counts from the sending, not from the call's start, and looks once a second: `give_up` does not rely on it.
         let give_up = request_timeout.saturating_sub(Duration::from_millis(250)).max(Duration::from_millis(50));
         settings
             .set("enable.idempotence", "true")
@@ -90,15 +134,12 @@ impl Producer {
         if settings.get("linger.ms").is_none() && settings.get("queue.buffering.max.ms").is_none() {
             settings.set("linger.ms", "0");
         }
-        let client: Arc<FutureProducer<Context>> = Arc::new(settings.create_with_context(Context)?);
-        let warming = Arc::clone(&client);
-        let warmed = tokio::task::spawn_blocking(move || warm_up(&warming)).await;
-        if let Ok(Err(error)) = warmed {
-            tracing::warn!(%error, "Kafka did not answer during init; calls will try again");
-        }
+        let made = settings.clone();
+        let client = tokio::task::spawn_blocking(move || Client::create(&made, WARM_UP)).await??;
         Ok(Self {
             settings,
-            client: RwLock::new(client),
+            client: RwLock::new(Arc::new(client)),
+            replacing: tokio::sync::Mutex::new(()),
             topics: Mutex::new(HashMap::new()),
             auto_create: config.auto_create_topics,
         })
@@ -108,7 +149,7 @@ impl Producer {
     ///
     /// Errors: `404` for an unknown topic or partition, `413` for a record the topic does not take, `503` where Kafka
     /// cannot be reached, `504` with `"outcome": "unknown"` where it did not answer in time: the record may have been
-    /// written, or still be.
+    /// written, but will not be from here on.
     pub async fn produce(
         &self,
         to: &Authorized<Write>,
@@ -119,18 +160,20 @@ impl Producer {
     }
 
     async fn write(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
-        self.check_exists(topic, record.partition, deadline).await?;
-        let mut client = self.client();
-        let mut sent = send(&client, topic, record);
-        if matches!(sent, Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal))) {
-            client = self.rebuild(&client)?;
-            sent = send(&client, topic, record);
-        }
-        let delivery = sent.map_err(from_kafka)?;
-        let outcome_unknown =
-            || Error::new(Code::DeadlineExceeded, "Kafka did not acknowledge in time").with("outcome", "unknown");
-        match tokio::time::timeout_at(deadline.instant(), delivery).await {
-            Ok(Ok(Ok(delivered))) => Ok(Receipt {
+        let (client, delivery) = self.enqueue(topic, record, deadline).await?;
+        tokio::pin!(delivery);
+        let delivered = match tokio::time::timeout_at(deadline.instant(), &mut delivery).await {
+            Ok(delivered) => delivered,
+            Err(elapsed) => {
+                give_up(&client);
+                match tokio::time::timeout(LAST_WORD, &mut delivery).await {
+                    Ok(delivered) => delivered,
+                    Err(_) => return Err(outcome_unknown().source(elapsed)),
+                }
+            }
+        };
+        match delivered {
+            Ok(Ok(delivered)) => Ok(Receipt {
                 partition: delivered.partition,
                 offset: delivered.offset,
                 timestamp: match delivered.timestamp {
@@ -138,10 +181,40 @@ impl Producer {
                     Timestamp::NotAvailable => -1,
                 },
             }),
-            Ok(Ok(Err((error, _)))) => Err(self.failed(&client, topic, error)),
-            Ok(Err(canceled)) => Err(outcome_unknown().source(canceled)),
-            Err(elapsed) => Err(outcome_unknown().source(elapsed)),
+            Ok(Err((error, _))) => {
+                let error = self.refused(topic, error);
+                // It was sent, perhaps; and these do not say that it was not written.
+                let open = matches!(error.code(), Code::DeadlineExceeded | Code::BrokerUnavailable);
+                Err(if open { error.with("outcome", "unknown") } else { error })
+            }
+            Err(canceled) => Err(outcome_unknown().source(canceled)),
         }
+    }
+
+    /// Hands a record to librdkafka. What it refuses here was not sent, so that another try can do no harm.
+    async fn enqueue(
+        &self,
+        topic: &TopicName,
+        record: &NewRecord,
+        deadline: Deadline,
+    ) -> Result<(Arc<Client>, DeliveryFuture), Error> {
+        self.check_exists(topic, record.partition, deadline).await?;
+        let client = self.client();
+        let error = match send(&client, topic, record) {
+            Ok(delivery) => return Ok((client, delivery)),
+            Err(error) => error,
+        };
+        let client = match error {
+            KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => self.replace(&client, deadline).await?,
+            // The topic, as it was when somebody last looked, is gone; perhaps it is back.
+            error if self.refused(topic, error.clone()).code().status() == 404 => {
+                self.check_exists(topic, record.partition, deadline).await?;
+                client
+            }
+            error => return Err(self.refused(topic, error)),
+        };
+        let sent = send(&client, topic, record);
+        sent.map(|delivery| (client, delivery)).map_err(|error| self.refused(topic, error))
     }
 
     /// Whether the topic was seen to exist.
@@ -158,36 +231,35 @@ impl Producer {
         }
     }
 
-    fn client(&self) -> Arc<FutureProducer<Context>> {
+    fn client(&self) -> Arc<Client> {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces a client that has raised a fatal error, unless another call just did.
-    fn rebuild(&self, dead: &Arc<FutureProducer<Context>>) -> Result<Arc<FutureProducer<Context>>, Error> {
-        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&client, dead) {
-            tracing::warn!(reason = ?dead.client().fatal_error(), "the producer is replaced after a fatal error");
-            *client = Arc::new(self.settings.create_with_context(Context).map_err(Error::internal)?);
+    async fn replace(&self, dead: &Arc<Client>, deadline: Deadline) -> Result<Arc<Client>, Error> {
+        let _one_call = self.replacing.lock().await;
+        let current = self.client();
+        if !Arc::ptr_eq(&current, dead) {
+            return Ok(current);
         }
-        Ok(Arc::clone(&client))
+        tracing::warn!(reason = ?dead.client().fatal_error(), "the producer is replaced after a fatal error");
+        let settings = self.settings.clone();
+        // Two answers, and half of the time is still there for the record.
+        let patience = WARM_UP.min(deadline.require()? / 4);
+        let made = tokio::task::spawn_blocking(move || Client::create(&settings, patience)).await;
+        let fresh = Arc::new(made.map_err(Error::internal)?.map_err(Error::internal)?);
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
+        Ok(fresh)
     }
 
-    fn failed(&self, client: &Arc<FutureProducer<Context>>, topic: &TopicName, error: KafkaError) -> Error {
-        if client.client().fatal_error().is_some() {
-            let _ = self.rebuild(client);
-            return Error::new(Code::BrokerUnavailable, "The producer failed and was replaced")
-                .with("outcome", "unknown")
-                .source(error);
-        }
+    /// The public error, after which a topic that is not what it was thought to be is looked at anew. (A client that is
+    /// fatally broken is replaced by the next call.)
+    fn refused(&self, topic: &TopicName, error: KafkaError) -> Error {
         let error = from_kafka(error);
-        match error.code() {
-            Code::TopicNotFound | Code::TopicForbidden => {
-                self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
-                error
-            }
-            Code::DeadlineExceeded => error.with("outcome", "unknown"),
-            _ => error,
+        if matches!(error.code(), Code::TopicNotFound | Code::TopicForbidden | Code::PartitionNotFound) {
+            self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
         }
+        error
     }
 
     /// `404` unless the topic, and the partition if one was chosen, exist. Never creates a topic unless configured.
@@ -201,6 +273,8 @@ impl Producer {
         {
             return Ok(());
         }
+        // A topic that is being made may take this long; half of the time is left for the record.
+        let creation = deadline.within(deadline.left() / 2);
         let partitions = loop {
             let patience = deadline.require()?;
             let (client, name) = (self.client(), topic.clone());
@@ -210,9 +284,7 @@ impl Producer {
                 // The request itself made the broker create the topic, if its settings allow it; that takes a moment.
                 Err(error)
                     if error.code() == Code::BrokerUnavailable && deadline.left() > Duration::from_millis(100)
-                        || self.auto_create
-                            && error.code() == Code::TopicNotFound
-                            && deadline.left() > Duration::from_secs(5) =>
+                        || self.auto_create && error.code() == Code::TopicNotFound && !creation.left().is_zero() =>
                 {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -232,13 +304,23 @@ impl Producer {
     }
 }
 
-fn warm_up(client: &FutureProducer<Context>) -> Result<(), KafkaError> {
-    // No topic can have this name: the reply is small, however many topics the cluster has, and nothing is created.
-    const NO_TOPIC: &str = "?";
-    for _ in 0..2 {
-        client.client().fetch_metadata(Some(NO_TOPIC), WARM_UP)?;
-    }
-    Ok(())
+fn outcome_unknown() -> Error {
+    Error::new(Code::DeadlineExceeded, "Kafka did not acknowledge in time").with("outcome", "unknown")
+}
+
+/// Takes back what is still on its way, so that nothing is written after its call was answered: a frozen sandbox would
+/// send it minutes later, when it thaws.
+///
+/// What is in flight is taken back too, lest librdkafka sends it again. Nothing of this proves that a record was not
+/// written: one in flight may have been, and one in the queue may be there for a second try.
+///
+/// It takes back every record of this client, also those of other calls that the sandbox answers at the same time
+/// (`AWS_LAMBDA_MAX_CONCURRENCY`). They say 504 and that the outcome is unknown, too. To send theirs again here might write
+/// them twice, since a record that was purged has lost its sequence number; and brokers that have not answered one call
+/// in all of its time are not likely to answer the others.
+fn give_up(client: &Client) {
+    // Without waiting for librdkafka's threads, any of which may hang in a look-up of a name.
+    client.purge(PurgeConfig::default().queue().inflight().non_blocking());
 }
 
 /// How many partitions a topic has. `404` where it does not exist.
@@ -247,11 +329,7 @@ fn partition_count(client: &FutureProducer<Context>, topic: &TopicName, patience
     super::group::partitions_of(&metadata, topic)
 }
 
-fn send(
-    client: &FutureProducer<Context>,
-    topic: &TopicName,
-    record: &NewRecord,
-) -> Result<rdkafka::producer::DeliveryFuture, KafkaError> {
+fn send(client: &FutureProducer<Context>, topic: &TopicName, record: &NewRecord) -> Result<DeliveryFuture, KafkaError> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (name, value) in &record.headers {
         headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
@@ -275,14 +353,16 @@ mod tests {
     use super::*;
     use crate::config::{Delivery, Security};
 
-    async fn on(mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>) -> (Producer, TopicName, Deadline) {
+    type Mock = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
+
+    async fn on(mock: &Mock) -> (Producer, TopicName, Deadline) {
         mock.create_topic("t", 1, 3).expect("a topic");
         let config = KafkaConfig {
             bootstrap_servers: mock.bootstrap_servers(),
             security: Security::Plaintext,
             ca_file: None,
             properties: vec![],
-            auto_create_topics: false,
+            auto_create_topics: true,
             delivery: Delivery::Exclusive,
         };
         let patience = Duration::from_secs(20);
@@ -300,10 +380,13 @@ mod tests {
         while first.client().fatal_error().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        let started = std::time::Instant::now();
         let record = NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() };
         let receipt = producer.write(&topic, &record, deadline).await.expect("written by the second client");
         assert_eq!((receipt.partition, receipt.offset), (0, 0));
         assert!(!Arc::ptr_eq(&first, &producer.client()));
+        // Not after the 500 ms that a client without a warm-up waits for its producer id.
+        assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -325,5 +408,86 @@ mod tests {
         let passing = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
         mock.request_errors(RDKafkaApiKey::Produce, &[passing, passing]);
         producer.write(&topic, &record, deadline).await.expect("written after two tries");
+    }
+
+    fn value() -> NewRecord {
+        NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() }
+    }
+
+    fn within(ms: u64) -> Deadline {
+        Deadline::of_invocation(0, Duration::from_millis(ms))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_record_that_was_given_up_in_the_queue_is_never_written() {
+        let mock = MockCluster::new(1).expect("a cluster");
+        let (producer, topic, deadline) = on(&mock).await;
+        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 0);
+        mock.broker_down(-1).expect("down");
+        // Another call of the sandbox, with more time, gives up with the first.
+        let record = value();
+        let (first, second) =
+            tokio::join!(producer.write(&topic, &record, within(300)), producer.write(&topic, &record, within(10_000)));
+        for refused in [first, second] {
+            let refused = refused.expect_err("no broker");
+            assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
+            assert_eq!(refused.members()["outcome"], "unknown");
+        }
+        mock.broker_up(-1).expect("up");
+        // The next record is the second one: none was written in between.
+        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 1);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_record_that_was_given_up_in_flight_is_not_sent_again() {
+        let mock = MockCluster::new(1).expect("a cluster");
+        let (producer, topic, deadline) = on(&mock).await;
+        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 0);
+        // The broker refuses the record, in a way that librdkafka would try again, after the call has given up.
+        mock.broker_round_trip_time(-1, Duration::from_millis(400)).expect("slow");
+        mock.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
+        let refused = producer.write(&topic, &value(), within(200)).await.expect_err("too slow");
+        assert_eq!((refused.code(), &refused.members()["outcome"]), (Code::DeadlineExceeded, &"unknown".into()));
+        mock.broker_round_trip_time(-1, Duration::ZERO).expect("fast");
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_that_is_made_again_is_found_at_once() {
+        let mock = MockCluster::new(1).expect("a cluster");
+        let (producer, topic, deadline) = on(&mock).await;
+        producer.write(&topic, &value(), deadline).await.expect("written");
+        mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("gone");
+        // librdkafka believes it after `topic.metadata.propagation.max.ms`.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let _ = producer.client().client().fetch_metadata(Some("t"), Duration::from_secs(1));
+        let refused = send(&producer.client(), &topic, &value()).err();
+        assert_eq!(refused, Some(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic)), "before it is sent");
+        assert!(producer.knows(&topic));
+        let refused = producer.write(&topic, &value(), within(300)).await.expect_err("gone");
+        assert_eq!(refused.code(), Code::TopicNotFound);
+        assert!(!producer.knows(&topic));
+        // It believes as slowly that the same topic is back. (One that was made again has another id, and no such wait.)
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // The cache says yes, librdkafka says no, the cluster says yes.
+        producer.topics.lock().expect("no panic").insert(topic.clone(), (1, SystemTime::now()));
+        mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).expect("back");
+        producer.write(&topic, &value(), deadline).await.expect("written");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_that_the_broker_is_making_is_waited_for_whatever_the_ceiling() {
+        let mock = MockCluster::new(1).expect("a cluster");
+        let (producer, topic, _) = on(&mock).await;
+        mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("not yet");
+        let record = value();
+        let (written, ()) = tokio::join!(producer.write(&topic, &record, within(3000)), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).expect("there");
+        });
+        assert_eq!(written.expect("written").offset, 0);
     }
 }
