@@ -261,10 +261,7 @@ fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Form
             (Err(_), _) => Some("is not UTF-8 text"),
         },
         Format::Json => match serde_json::from_slice::<&RawValue>(bytes) {
-            Ok(json) => match json_if_short(name, compact(json.get()), bytes.len()) {
-                Some(json) => return out.push_str(&json),
-                None => None,
-            },
+            Ok(json) => return out.push_str(std::str::from_utf8(&compact(json.get())).unwrap_or("null")),
             Err(_) => Some("is not JSON"),
         },
         Format::Binary => None,
@@ -282,21 +279,11 @@ fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Form
     }
 }
 
-/// A JSON value that weighs, as it stands in the body, no more than its base64. It is escaped only once, in the response
-/// event, and base64 has a member more that says so.
-fn json_if_short(name: &str, json: Vec<u8>, bytes: usize) -> Option<String> {
-    let json = String::from_utf8(json).ok()?;
-    let base64 = weight("\"\"") + bytes.div_ceil(3) * 4 + weight(",\"_encoding\":\"base64\"") + name.len();
-    (weight(&json) <= base64.max(READABLE)).then_some(json)
-}
-
-/// What is no longer than this is shown as text, even if it costs a few bytes more.
-const READABLE: usize = 256;
-
 /// UTF-8 text that is, escaped twice (in the body, and as a string in the response event), no longer than its base64.
 fn text_if_short(bytes: &[u8]) -> Result<&str, &[u8]> {
     let text = std::str::from_utf8(bytes).map_err(|_| bytes)?;
-    let base64 = (bytes.len().div_ceil(3) * 4).max(READABLE);
+    // A short text may cost a few bytes more: it is worth being readable.
+    let base64 = (bytes.len().div_ceil(3) * 4).max(256);
     let escaped: usize = bytes
         .iter()
         .map(|byte| match byte {
@@ -441,37 +428,6 @@ mod tests {
             // The weight is what the runtime really sends: the body as a JSON string.
             assert_eq!(weight(&json) + 2, Value::from(json.clone()).to_string().len());
             assert!(weight(&json) < 1500);
-        }
-    }
-
-    #[test]
-    fn json_that_grows_by_escaping_goes_as_base64_and_never_weighs_more_than_it() {
-        let of = |value: &str, format| {
-            let record = Record { offset: 0, timestamp: 0, key: None, value: Some(value.into()), headers: vec![] };
-            encode(&record, 0, Formats { key: format, value: format }, None)
-        };
-        let strings = |string: &str, count| Value::from(vec![string; count]).to_string();
-        // (what, whether it stays JSON)
-        for (value, readable) in [
-            (strings("", 1000), false),
-            (strings("\\\"\n", 300), false),
-            (strings("a longer text, with few quotes", 100), true),
-            (Value::from((0..1000).collect::<Vec<_>>()).to_string(), true),
-            // Short ones stay readable.
-            (strings("", 50), true),
-        ] {
-            let (json, base64) = (of(&value, Format::Json), of(&value, Format::Binary));
-            assert_eq!(!json.contains("\"value_encoding\":\"base64\""), readable, "{value:.40}");
-            assert!(weight(&json) <= weight(&base64).max(weight(&of("0", Format::Json)) + READABLE), "{value:.40}");
-            assert!(!json.contains("value_error"), "it is JSON, all the same");
-        }
-        // The two forms are compared to the byte: one more quote tips the scale.
-        for count in 100..400 {
-            let value = format!("[{}\"{}\"]", "\"\",".repeat(count), "a".repeat(count * 5));
-            let (json, base64) = (of(&value, Format::Json), of(&value, Format::Binary));
-            assert!(weight(&json) <= weight(&base64), "{count}");
-            let text = weight(&of("0", Format::Json)) - 1 + weight(&value);
-            assert_eq!(text <= weight(&base64), !json.contains("value_encoding"), "{count}");
         }
     }
 }
