@@ -279,21 +279,22 @@ fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Form
     }
 }
 
-/// UTF-8 text that is, escaped twice (in the body, and as a string in the response event), no longer than its base64.
+/// From this size on a text is weighed as the response event carries it, where the body's own escapes are escaped once
+/// more: an answer has little room for such texts, and base64 may be what makes them fit. Below it, what counts is how
+/// the caller sees it.
+const LARGE: usize = 256 * 1024;
+
+/// UTF-8 text that is, escaped, no longer than its base64.
 fn text_if_short(bytes: &[u8]) -> Result<&str, &[u8]> {
     let text = std::str::from_utf8(bytes).map_err(|_| bytes)?;
-    // A short text may cost a few bytes more: it is worth being readable.
-    let base64 = (bytes.len().div_ceil(3) * 4).max(256);
-    let escaped: usize = bytes
-        .iter()
-        .map(|byte| match byte {
-            b'"' | b'\\' => 4,
-            0x08 | 0x09 | 0x0a | 0x0c | 0x0d => 3,
-            0x00..=0x1f => 7,
-            _ => 1,
-        })
-        .sum();
-    if escaped <= base64 { Ok(text) } else { Err(bytes) }
+    let (quote, control, other_control) = if bytes.len() < LARGE { (2, 2, 6) } else { (4, 3, 7) };
+    let escaped = bytes.iter().map(|byte| match byte {
+        b'"' | b'\\' => quote,
+        0x08 | 0x09 | 0x0a | 0x0c | 0x0d => control,
+        0x00..=0x1f => other_control,
+        _ => 1,
+    });
+    if escaped.sum::<usize>() <= bytes.len().div_ceil(3) * 4 { Ok(text) } else { Err(bytes) }
 }
 
 fn push_json(out: &mut String, text: &str) {
@@ -416,6 +417,18 @@ mod tests {
             assert!(shown["value_error"].is_string(), "{format:?}");
         }
         assert_eq!(shown(b"x", Format::Auto)["key"], Value::Null);
+    }
+
+    #[test]
+    fn ordinary_json_and_prose_stay_readable() {
+        for text in
+            ["{\"id\":17,\"name\":\"Ann\",\"tags\":[\"a\",\"b\"]}".repeat(100), "a line\nand another\n".repeat(100)]
+        {
+            assert_eq!(shown(text.as_bytes(), Format::Auto)["value"], text);
+        }
+        // Where there is little room for it, it is weighed as it is carried.
+        let large = "{\"id\":17,\"tags\":[\"a\",\"b\"]}".repeat(20_000);
+        assert_eq!(shown(large.as_bytes(), Format::Auto)["value_encoding"], "base64");
     }
 
     #[test]
