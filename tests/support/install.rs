@@ -41,7 +41,7 @@ pub(crate) fn settings() -> PathBuf {
 }
 
 /// The Kafka version: `KAFKA_VERSION`, or the one `pom.xml` names.
-pub(crate) fn kafka_version() -> Result<String> {
+pub fn kafka_version() -> Result<String> {
     if let Ok(version) = std::env::var("KAFKA_VERSION") {
         return Ok(version);
     }
@@ -85,13 +85,28 @@ async fn python() -> Result<PathBuf> {
     step("python environment", &local().join("venv"), &names.join(" "), async |dir| {
         output("python3 -m venv", args("python3", [Path::new("-m"), Path::new("venv"), dir])).await?;
         for (package, options) in PYTHON_PACKAGES {
-            let mut pip = supervised(dir.join("bin/pip"));
-            pip.args(["install", "--quiet", "--disable-pip-version-check", package]).args(options);
-            output(&format!("pip install {package}"), pip).await?;
+            pip_install(dir, &[package], options).await?;
         }
         Ok(())
     })
     .await
+}
+
+/// A Python environment of its own, with these packages: a change to one must not renew the one that the tests use.
+pub(crate) async fn venv_with(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    require(&[("python3", "python3-venv")])?;
+    let _lock = exclusive().await?;
+    step(&format!("python environment {name}"), &local().join(name), &packages.join(" "), async |dir| {
+        output("python3 -m venv", args("python3", [Path::new("-m"), Path::new("venv"), dir])).await?;
+        pip_install(dir, packages, &[]).await
+    })
+    .await
+}
+
+async fn pip_install(venv: &Path, packages: &[&str], options: &[&str]) -> Result<()> {
+    let mut pip = supervised(venv.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(packages).args(options);
+    output(&format!("pip install {}", packages.join(" ")), pip).await.map(drop)
 }
 
 async fn kafka() -> Result<PathBuf> {

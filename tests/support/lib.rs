@@ -31,6 +31,7 @@ mod watch;
 pub use error::{Error, Result};
 pub use event::Event;
 pub use function::{Function, StartFailure};
+pub use install::kafka_version;
 pub use kafka::Broker;
 pub use lambda_api::Failure;
 pub use process::Process;

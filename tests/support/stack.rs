@@ -139,13 +139,26 @@ impl Stack {
 
     /// Starts a Python script and leaves it running: a consumer that stays a member, for one.
     pub async fn python_spawn(&self, script: impl AsRef<Path>, args: &[&str]) -> Process {
-        let result = async {
-            let mut python = supervised(install::venv().await?.join("bin/python"));
-            python.env("PYTHONUNBUFFERED", "1").arg(script.as_ref()).args(args);
-            let log = self.run.log(&format!("python-{}", self.extra.fetch_add(1, Ordering::Relaxed)));
-            Process::start("python", python, &log)
-        };
+        let result = async { self.python_in(&install::venv().await?, script.as_ref(), args) };
         result.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// [`Stack::python_spawn`] in an environment of its own, below `.local/<name>`, with these packages.
+    pub async fn python_spawn_with(
+        &self,
+        (name, packages): (&str, &[&str]),
+        script: impl AsRef<Path>,
+        args: &[&str],
+    ) -> Process {
+        let result = async { self.python_in(&install::venv_with(name, packages).await?, script.as_ref(), args) };
+        result.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn python_in(&self, venv: &Path, script: &Path, args: &[&str]) -> Result<Process> {
+        let mut python = supervised(venv.join("bin/python"));
+        python.env("PYTHONUNBUFFERED", "1").arg(script).args(args);
+        let log = self.run.log(&format!("python-{}", self.extra.fetch_add(1, Ordering::Relaxed)));
+        Process::start("python", python, &log)
     }
 }
 
