@@ -1,4 +1,4 @@
-.PHONY: help dev test lint fmt
+.PHONY: help dev test bench bench-long lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/make \1	\2/p' Makefile
@@ -10,6 +10,14 @@ dev: ## the local stack and the functions at their routes, until Ctrl-C
 test: ## everything, on a real Kafka and a real Keycloak
 	cargo build --workspace
 	cargo test --workspace
+
+bench: ## the release binaries beside the raw client and the usual way: a table, docs/bench.md and docs/bench.svg
+	cargo build --release --workspace --bins
+	target/release/bench
+
+bench-long: ## the same, and 100,000 calls more to each function, to see that its memory does not grow
+	cargo build --release --workspace --bins
+	target/release/bench --long
 
 lint: ## format, clippy, compose.yaml, licences and versions of dependencies
 	cargo fmt --all --check

@@ -1,0 +1,78 @@
+//! The raw client: librdkafka without a gateway, with the settings that the functions give it.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+
+use crate::world::VALUE;
+
+/// A producer as the function has it.
+pub(crate) fn producer(bootstrap: &str) -> FutureProducer {
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("linger.ms", "0")
+        .create()
+        .expect("a producer")
+}
+
+/// From the call to the acknowledgement by all in-sync replicas.
+pub(crate) async fn produce(producer: &FutureProducer, topic: &str) -> Duration {
+    let begun = Instant::now();
+    let record = FutureRecord::<(), str>::to(topic).payload(VALUE);
+    producer.send(record, Duration::ZERO).await.map_err(|(error, _)| error).expect("acknowledged");
+    begun.elapsed()
+}
+
+/// A consumer on one partition, which it has for itself by agreement and not by anything that enforces it.
+pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .create()
+        .expect("a consumer");
+    let mut assigned = TopicPartitionList::new();
+    assigned.add_partition_offset(topic, 0, Offset::Beginning).expect("an offset");
+    consumer.assign(&assigned).expect("assigned");
+    consumer
+}
+
+/// Takes the next records and commits the position after them, and waits for that. Blocks.
+pub(crate) fn poll_and_commit(consumer: &BaseConsumer, topic: &str, count: usize) -> Duration {
+    let begun = Instant::now();
+    let mut next = 0;
+    for _ in 0..count {
+        let message = consumer.poll(Duration::from_secs(10)).expect("a record in time").expect("a record");
+        next = message.offset() + 1;
+    }
+    let mut position = TopicPartitionList::new();
+    position.add_partition_offset(topic, 0, Offset::Offset(next)).expect("an offset");
+    consumer.commit(&position, CommitMode::Sync).expect("committed");
+    begun.elapsed()
+}
+
+/// Runs `bench-raw-cold`, started as the functions are; from the start to its word that the record is acknowledged.
+pub(crate) fn cold(bootstrap: &str, topic: &str, kind: &str) -> Duration {
+    use std::io::{BufRead as _, BufReader};
+
+    let own = std::env::current_exe().expect("this program's path");
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(own.with_file_name("bench-raw-cold"));
+    command.args([bootstrap, topic, kind]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let begun = Instant::now();
+    let mut child = command.spawn().expect("bench-raw-cold (cargo build --release --workspace --bins)");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("its output");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    let took = begun.elapsed();
+    assert!(line.starts_with("acknowledged"), "bench-raw-cold: {line}");
+    let _ = child.wait();
+    took
+}
