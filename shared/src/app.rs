@@ -23,7 +23,7 @@ pub fn run<E: Endpoint>() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "the function stops: its runtime cannot be made");
@@ -40,6 +40,17 @@ pub fn run<E: Endpoint>() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// One thread where calls come one by one: what Kafka or Lambda answers then wakes the thread that waits for it, and no
+/// other on the way there. Where calls come side by side, a thread for each core.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = if lifecycle::is_concurrent() {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    builder.enable_all().build()
 }
 
 async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {

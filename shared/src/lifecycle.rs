@@ -97,7 +97,7 @@ where
 async fn start_pushing(pusher: Arc<Pusher>, calls: Arc<watch::Sender<Calls>>) -> BoxFuture<Result<(), BoxError>> {
     // Managed instances serve calls side by side, never freeze, and refuse extensions that ask for INVOKE. Without any
     // event an extension still gets SIGTERM.
-    let managed = is_managed_instance();
+    let managed = is_concurrent();
     let on_a_timer = {
         let pusher = pusher.clone();
         async move {
@@ -145,7 +145,8 @@ async fn start_pushing(pusher: Arc<Pusher>, calls: Arc<watch::Sender<Calls>>) ->
     }
 }
 
-fn is_managed_instance() -> bool {
+/// Whether this process serves calls side by side (Lambda Managed Instances).
+pub(crate) fn is_concurrent() -> bool {
     let variable = |name| std::env::var(name).unwrap_or_default();
     variable("AWS_LAMBDA_INITIALIZATION_TYPE") == "lambda-managed-instances"
         || variable("AWS_LAMBDA_MAX_CONCURRENCY").parse().is_ok_and(|concurrency: u32| concurrency > 1)
