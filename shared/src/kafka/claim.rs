@@ -191,10 +191,10 @@ fn patience(until: Instant) -> Duration {
 fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Error> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let asking = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let _ = producer.client().fetch_metadata(Some("?"), Duration::from_millis(50));
-                std::thread::sleep(Duration::from_millis(3));
+                std::thread::park_timeout(Duration::from_millis(3));
             }
         });
         let result = loop {
@@ -206,6 +206,8 @@ fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Er
             }
         };
         done.store(true, Ordering::Relaxed);
+        // The scope waits for it: let it not sleep out its pause.
+        asking.thread().unpark();
         result
     })
     .map_err(unreachable)
