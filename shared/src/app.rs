@@ -55,10 +55,15 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
     let config = Config::from_env()?;
-    let client = http_client()?;
-    let pusher = Pusher::install(&config.metrics, client.clone())?;
-    // The identity provider's keys and Kafka are waited for at the same time.
-    let (authenticator, endpoint) = tokio::join!(Authenticator::start(&config.oidc, client), E::start(&config));
+    // The identity provider's keys and Kafka are waited for at the same time. The client reads the system's roots, which
+    // is work for some milliseconds: beside, not before.
+    let identity = async {
+        let client = tokio::task::spawn_blocking(http_client).await??;
+        Ok::<_, BoxError>((Authenticator::start(&config.oidc, client.clone()).await, client))
+    };
+    let (endpoint, identity) = tokio::join!(E::start(&config), identity);
+    let (authenticator, client) = identity?;
+    let pusher = Pusher::install(&config.metrics, client)?;
     let service = Arc::new(Service::new(endpoint?, authenticator, config.request_timeout));
     metrics::initialized(E::FUNCTION, started.elapsed());
     let answer = service_fn({
