@@ -137,6 +137,9 @@ impl Session {
         let mut first_look = true;
         let mut courteous = true;
         let mut learned = Learned::default();
+        if let Some(batches) = self.go_on().await? {
+            return Ok(batches);
+        }
         loop {
             let seen = self.look().await?;
             if self.params.latest {
@@ -194,6 +197,20 @@ impl Session {
         }
     }
 
+    /// Records that the call before has fetched, of a partition that this sandbox still has a claim on: there is no need
+    /// to look around for those. Whether they still are next is read under the claim, as always.
+    async fn go_on(&self) -> Result<Option<Vec<Batch>>, Error> {
+        // With leases the answer counts deliveries, and only a look shows those.
+        let at_hand = (!self.params.manual).then(|| self.consumers.at_hand(&self.from, self.params.limit)).flatten();
+        let Some((partition, from, end)) = at_hand else { return Ok(None) };
+        let position = Position { committed: Some(from), ..Position::default() };
+        let outcome = self.take(&[&Seen { partition, position, from, end }]).await?;
+        if !outcome.undecided.is_empty() {
+            return Err(undecided(outcome.undecided));
+        }
+        Ok(Some(outcome.batches).filter(|batches| !batches.is_empty()))
+    }
+
     /// The partitions that may have records for this call.
     fn waiting<'a>(&self, seen: &'a [Seen], learned: &Learned) -> Vec<&'a Seen> {
         let now = now_ms();
@@ -246,14 +263,20 @@ impl Session {
 
     async fn look_once(&self) -> Result<Look, Error> {
         let (group, topic, latest) = (Arc::clone(&self.group), self.from.topic().clone(), self.params.latest);
-        let (partitions, positions) = blocking(self.deadline, {
+        let (partitions, positions, ends) = blocking(self.deadline, {
             let (group, topic) = (Arc::clone(&group), topic.clone());
             move |until| {
                 let left = || until.saturating_duration_since(Instant::now());
                 group.drain_events();
                 let partitions: Vec<i32> = (0..group.partitions(&topic, left())?).collect();
-                let positions = group.positions(&topic, &partitions, left().min(UNSTABLE));
-                Ok((partitions, positions))
+                // Side by side: the one asks the group's coordinator, the other the partitions' leaders.
+                let (positions, ends) = std::thread::scope(|scope| {
+                    let ends = scope.spawn(|| group.ends(&topic, &partitions, left()));
+                    let positions = group.positions(&topic, &partitions, left().min(UNSTABLE));
+                    (positions, ends.join())
+                });
+                let ends = ends.map_err(|_| Error::internal("asking for the ends panicked"))??;
+                Ok((partitions, positions, ends))
             }
         })
         .await?;
@@ -262,16 +285,13 @@ impl Session {
             Err(error) if error.code() == Code::BrokerUnavailable => self.unstable(&partitions, error).await?,
             Err(error) => return Err(error),
         };
+        let is_new = |position: &Position| position.committed.is_none();
+        if latest || !positions.iter().flatten().any(is_new) {
+            return Ok((partitions, positions, ends, None));
+        }
         blocking(self.deadline, move |until| {
-            let left = || until.saturating_duration_since(Instant::now());
-            let ends = group.ends(&topic, &partitions, left())?;
-            let is_new = |position: &Position| position.committed.is_none();
-            let starts = if !latest && positions.iter().flatten().any(is_new) {
-                Some(group.starts(&topic, &partitions, left())?)
-            } else {
-                None
-            };
-            Ok((partitions, positions, ends, starts))
+            let starts = group.starts(&topic, &partitions, until.saturating_duration_since(Instant::now()))?;
+            Ok((partitions, positions, ends, Some(starts)))
         })
         .await
     }

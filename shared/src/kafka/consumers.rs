@@ -126,6 +126,17 @@ impl Consumers {
         Ok(slot.try_lock_owned().ok())
     }
 
+    /// A partition that this sandbox has a claim on, with so many records fetched and not handed out: also from where to
+    /// where. Of several, the one used longest ago.
+    pub fn at_hand(&self, of: &Authorized<Read>, count: usize) -> Option<(i32, i64, i64)> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ours = slots.iter().rev().filter(|((group, topic, _), _)| group == of.group() && topic == of.topic());
+        ours.find_map(|((_, _, partition), slot)| {
+            let (from, next) = slot.try_lock().ok()?.at_hand(count)?;
+            Some((*partition, from, next))
+        })
+    }
+
     /// What is known of a partition.
     pub fn hint(&self, of: &Authorized<Read>, partition: i32) -> Hint {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

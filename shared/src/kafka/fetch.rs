@@ -26,6 +26,9 @@ const KEEP_MS: u64 = 5_000;
 /// The most bytes that are fetched ahead of need.
 const AHEAD_BYTES: usize = 1024 * 1024;
 
+/// How many calls take what was fetched ahead without a look at the other partitions.
+const AT_HAND: u32 = 4;
+
 /// The longest pause within one partition's records before what is there is taken.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -50,6 +53,8 @@ pub struct Window {
     start: i64,
     next: i64,
     filled_ms: u64,
+    /// How often it was at hand since the last fetch.
+    at_hand: u32,
 }
 
 struct Queue(PartitionQueue<Context>);
@@ -78,6 +83,7 @@ impl Window {
             start: 0,
             next: 0,
             filled_ms: 0,
+            at_hand: 0,
         })
     }
 
@@ -105,6 +111,14 @@ impl Window {
         self.start == from && !self.records.is_empty() && now_ms().abs_diff(self.filled_ms) < KEEP_MS
     }
 
+    /// From where to where the window goes, if it is fresh and has at least `count` records. Only a few times after each
+    /// fetch: then it is time to look at the other partitions again.
+    pub fn at_hand(&mut self, count: usize) -> Option<(i64, i64)> {
+        let there = self.at_hand < AT_HAND && self.records.len() >= count && self.covers(self.start);
+        self.at_hand += u32::from(there);
+        there.then_some((self.start, self.next))
+    }
+
     /// Makes the window begin at `from`, with at least `count` records or `bytes` bytes, or all up to `end` (a last
     /// stable offset seen before).
     pub fn fill(&mut self, from: i64, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
@@ -120,6 +134,7 @@ impl Window {
         let fetched = self.receive(count, bytes, end, until);
         drop(assigned);
         self.filled_ms = now_ms();
+        self.at_hand = 0;
         if fetched.is_err() {
             self.clear(from);
         }

@@ -159,6 +159,11 @@ impl Slot {
         self.hint
     }
 
+    /// From where to where there are records, if this slot has a claim and at least `count` of them.
+    pub fn at_hand(&mut self, count: usize) -> Option<(i64, i64)> {
+        self.claim.as_ref().and_then(|_| self.window.at_hand(count))
+    }
+
     /// Ends a transaction that a dead function has left open: until then, nobody can read the position. Blocks.
     pub fn unblock(&mut self, tools: Tools<'_>) -> Result<(), Error> {
         self.claim = None;
