@@ -168,7 +168,7 @@ pub(crate) async fn callers(world: &World) -> Vec<Row> {
     let usual = Arc::new(FastApi::start(world, &topic).await.0);
     let mut rows = Vec::new();
     for callers in [1, 16, 64] {
-        progress(format_args!("{callers} callers"));
+        progress(format_args!("callers: {callers}"));
         let sandboxes = callers.min(SANDBOXES);
         let mut functions = Vec::new();
         for _ in 0..sandboxes {
@@ -176,7 +176,11 @@ pub(crate) async fn callers(world: &World) -> Vec<Row> {
             call(&function, world.produce_event(&topic)).await;
             functions.push(Arc::new(function));
         }
-        let name = format!("produce, {callers} callers on {sandboxes} sandboxes");
+        let name = if callers == 1 {
+            "produce, 1 caller".to_owned()
+        } else {
+            format!("produce, {callers} callers on {sandboxes} sandboxes")
+        };
         rows.push(
             burst(CASE, name, callers, |caller| {
                 let (function, event) = (Arc::clone(&functions[caller % sandboxes]), world.produce_event(&topic));
@@ -199,7 +203,7 @@ pub(crate) async fn callers(world: &World) -> Vec<Row> {
             .await,
         );
         rows.push(
-            burst(CASE, format!("FastAPI + aiokafka, {callers} connections, one process"), callers, |_| {
+            burst(CASE, format!("FastAPI + aiokafka, {callers} at once, one process"), callers, |_| {
                 let (usual, topic) = (Arc::clone(&usual), topic.clone());
                 move || {
                     let (usual, topic) = (Arc::clone(&usual), topic.clone());
@@ -246,7 +250,7 @@ pub(crate) async fn one_group(world: &World) -> Vec<Row> {
     world.fill(&topic, 4, RECORDS - 4);
     let mut rows = Vec::new();
     for count in [1, 2, 4] {
-        progress(format_args!("{count} functions on one group"));
+        progress(format_args!("functions on one group: {count}"));
         let (group, left) = (unique("group"), Arc::new(AtomicUsize::new(RECORDS)));
         let mut functions = Vec::new();
         for _ in 0..count {
