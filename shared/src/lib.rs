@@ -1,4 +1,24 @@
 //! What every function of the Kafka gateway is built from.
+//!
+//! One call takes one way, forward only:
+//!
+//! ```text
+//! API Gateway's event ──> http::Service ──> auth::Authenticator ──> auth::May<Action>     (no Kafka up to here)
+//!                         route, deadline    token → Principal       role at all?
+//!                                                                         │
+//!                 one of produce, consume, acknowledge <──────────────────┘
+//!                 body or query → typed request → May::on(topic, group) → auth::Authorized<Action>
+//!                                                                         │
+//!                 kafka::* <──────────────────────────────────────────────┘
+//!                 producer │ consumers, group, fetch, claim, handover, decide, position, retention
+//!                                                                         │
+//! API Gateway's response <── http::Response <── http::Reply │ errors::Error → http::problem
+//!                            then: telemetry::request_finished (one log line, the counters),
+//!                            and, when the answer is out, lifecycle pushes the metrics
+//! ```
+//!
+//! Only [`http`] knows HTTP; [`auth`] never sees records, and [`kafka`] never sees claims. [`app`] starts it all, and
+//! [`lifecycle`] ends it. ARCHITECTURE.md has the protocol of exclusive consuming.
 
 pub mod acknowledge;
 pub mod app;

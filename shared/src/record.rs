@@ -122,7 +122,9 @@ fn object<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, serde_json::E
 }
 
 /// Tells `null` from absent.
-fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(crate) fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
