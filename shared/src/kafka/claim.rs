@@ -128,12 +128,14 @@ impl Claim {
                 _ => Err(unreachable(error)),
             };
         }
+        // Said before the clock is read: who gives up on this step in between must not take it for one that ends here.
+        committing.store(true, Ordering::SeqCst);
         if Instant::now() >= until {
             // Nobody waits for it any more: records must not be committed for no one.
             let _ = self.producer.abort_transaction(STEP);
+            committing.store(false, Ordering::SeqCst);
             return Err(Deadline::exceeded());
         }
-        committing.store(true, Ordering::Relaxed);
         match self.producer.commit_transaction(patience(until)) {
             Ok(()) => Ok(Committed::Yes),
             Err(error) => Ok(Committed::Undecided(error)),
