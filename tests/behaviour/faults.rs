@@ -119,3 +119,28 @@ async fn a_record_whose_call_was_answered_is_not_written_when_the_sandbox_thaws(
     values.dedup(); // a call for "1" that ended in 504 may have written it
     assert_eq!(values, ["0", "1", "2"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_was_frozen_across_a_restart_of_the_broker_goes_on() {
+    let broker = Stack::shared().await.extra_broker(&[]).await;
+    let server = broker.bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    fill(&server, &topic, 1, 20);
+    let settings = [("KAFKA_BOOTSTRAP_SERVERS", server.as_str())];
+    let (producer, consumer) = (function_with("produce", &settings).await, function_with("consume", &settings).await);
+    produce(&producer, &json!({ "topic": topic, "value": "20" })).await.ok();
+    assert_eq!(consume(&consumer, &topic, &group, "&limit=5").await.messages().len(), 5);
+    for function in [&producer, &consumer] {
+        assert!(function.idle(Duration::from_secs(5)).await);
+        function.freeze();
+    }
+    broker.restart().await;
+    for function in [&producer, &consumer] {
+        function.thaw();
+    }
+    // The connections are dead, and the claim's transaction coordinator has forgotten nothing.
+    produce(&producer, &json!({ "topic": topic, "value": "21" })).await.ok();
+    let answer = consume(&consumer, &topic, &group, "&limit=100").await;
+    let offsets: Vec<i64> = answer.messages().iter().filter_map(|message| message["offset"].as_i64()).collect();
+    assert_eq!(offsets, (5..22).collect::<Vec<_>>());
+}
