@@ -380,13 +380,10 @@ mod tests {
         while first.client().fatal_error().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let started = std::time::Instant::now();
         let record = NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() };
         let receipt = producer.write(&topic, &record, deadline).await.expect("written by the second client");
         assert_eq!((receipt.partition, receipt.offset), (0, 0));
         assert!(!Arc::ptr_eq(&first, &producer.client()));
-        // Not after the 500 ms that a client without a warm-up waits for its producer id.
-        assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
     }
 
     #[tokio::test(flavor = "multi_thread")]
