@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::consume::LEASE_MS;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
+use crate::http::request::one_of;
 use crate::http::{Call, Endpoint, Reply};
 use crate::kafka::consumers::{Consumers, blocking};
 use crate::kafka::decide::{Intent, Verdict};
@@ -107,8 +108,7 @@ impl Ask {
         let invalid = |problem: &'static str| Error::new(Code::InvalidParameter, problem);
         let token = Token::parse(&body.token.ok_or_else(|| missing("token"))?)?;
         let word = body.kind.ok_or_else(|| missing("type"))?;
-        let kind = Type::WORDS.iter().find(|(known, _)| *known == word).map(|(_, kind)| *kind);
-        let kind = kind.ok_or_else(|| invalid("type: must be one of accept, release, renew"))?;
+        let kind = one_of("type", Some(&word), Type::WORDS)?;
         if body.through.is_some() && kind != Type::Accept {
             return Err(invalid("through: goes with accept only"));
         }

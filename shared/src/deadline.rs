@@ -9,9 +9,8 @@ use crate::errors::{Code, Error};
 /// Kept back from the invocation's own deadline, so that the answer still leaves before Lambda ends the call.
 const MARGIN: Duration = Duration::from_millis(300);
 
-/// The longest a call may take where the invocation's deadline is not known: the function's timeout, 29 s, less the
-/// margin.
-const LONGEST: Duration = Duration::from_millis(28_700);
+/// The function's timeout: what counts where an emulator announces a deadline in the past.
+pub(crate) const FUNCTION_TIMEOUT: Duration = Duration::from_secs(29);
 
 /// The point in time by which a call has its answer.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +29,7 @@ impl Deadline {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = Duration::from_millis(invocation_deadline_ms).saturating_sub(now_ms);
         let now = Instant::now();
-        let limit = now + if left.is_zero() { LONGEST } else { left.saturating_sub(MARGIN) };
+        let limit = now + if left.is_zero() { FUNCTION_TIMEOUT } else { left }.saturating_sub(MARGIN);
         Self { at: limit.min(now + ceiling), limit }
     }
 

@@ -30,13 +30,12 @@ use tower::layer::layer_fn;
 use tower::{Service, service_fn};
 use tracing::Instrument;
 
+use crate::deadline::FUNCTION_TIMEOUT;
 use crate::errors::BoxError;
 use crate::metrics::push::{self, Pusher};
 
 /// After SIGTERM Lambda leaves an internal extension 300 to 500 ms.
 const FAREWELL: Duration = Duration::from_millis(300);
-/// The function's timeout, for emulators that announce a deadline in the past.
-const LONGEST_CALL: Duration = Duration::from_secs(29);
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -154,7 +153,7 @@ pub(crate) fn is_concurrent() -> bool {
 
 fn time_left(deadline_ms: u64) -> Duration {
     let deadline = UNIX_EPOCH + Duration::from_millis(deadline_ms);
-    deadline.duration_since(SystemTime::now()).unwrap_or(LONGEST_CALL)
+    deadline.duration_since(SystemTime::now()).unwrap_or(FUNCTION_TIMEOUT)
 }
 
 /// Waits until a call has ended and none is under way. False if there is then no time left for a push.
@@ -471,12 +470,12 @@ mod tests {
         drop(first);
         assert!(!is_over(&calls, Duration::ZERO).await, "one is under way");
         drop(second);
-        assert!(is_over(&calls, LONGEST_CALL).await, "both are over");
+        assert!(is_over(&calls, FUNCTION_TIMEOUT).await, "both are over");
         assert!(!is_over(&calls, Duration::ZERO).await, "nothing new ended, and the wait is bounded");
     }
 
     #[test]
     fn a_deadline_in_the_past_is_no_deadline() {
-        assert_eq!(time_left(600_000), LONGEST_CALL);
+        assert_eq!(time_left(600_000), FUNCTION_TIMEOUT);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::auth::{May, Write};
 use crate::config::Config;
 use crate::errors::{BoxError, Code, Error};
-use crate::http::request::Request;
+use crate::http::request::{Request, one_of};
 use crate::http::{Call, Endpoint, Reply};
 use crate::kafka::producer::{NewRecord, Producer};
 use crate::metrics::{self, Direction};
@@ -135,10 +135,7 @@ fn at_least<T: PartialOrd + Copy>(least: T, number: T, problem: &'static str) ->
 fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error> {
     let Some(json) = json else { return Ok(Format::Auto) };
     let word: Option<String> = serde_json::from_str(json.get()).ok();
-    Format::WORDS.iter().find(|(known, _)| word.as_deref() == Some(known)).map(|(_, format)| *format).ok_or_else(|| {
-        let words: Vec<_> = Format::WORDS.iter().map(|(word, _)| *word).collect();
-        Error::new(Code::InvalidParameter, format!("{field}: must be one of {}", words.join(", ")))
-    })
+    one_of(field, word.as_deref(), Format::WORDS)
 }
 
 /// Hands the caller's trace on in the record's headers (W3C Trace Context), unless the caller gave headers of that name.

@@ -162,8 +162,9 @@ impl Session {
             }
             if waiting.is_empty() {
                 // Nothing is left that could be answered with.
-                if let Some(partition) = learned.too_large.keys().next().copied() {
-                    let (offset, size) = learned.too_large.remove(&partition).unwrap_or_default();
+                let partition = learned.too_large.keys().next().copied();
+                if let Some((partition, (offset, size))) = partition.and_then(|it| learned.too_large.remove_entry(&it))
+                {
                     let at = seen.iter().find(|seen| seen.partition == partition);
                     if let Some(error) = self.too_large(at, offset, size).await? {
                         return Err(error);
@@ -175,15 +176,14 @@ impl Session {
                 if !outcome.batches.is_empty() {
                     return Ok(outcome.batches);
                 }
-                if let Some(error) = outcome.into_error(&mut learned, &waiting)? {
+                match outcome.hurdle(&mut learned, &waiting)? {
+                    Some(Hurdle::Learned) => continue,
                     // There are records, but others were faster: the wait for records is over, the contest is not.
-                    if error == Hurdle::Lost && self.deadline.left() > CONTEST_END {
+                    Some(Hurdle::Lost) if self.deadline.left() > CONTEST_END => {
                         tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
                         continue;
                     }
-                    if error == Hurdle::Learned {
-                        continue;
-                    }
+                    Some(Hurdle::Lost) | None => {}
                 }
             }
             let now = Instant::now();
@@ -532,7 +532,7 @@ impl Session {
 }
 
 /// Why a call has no records yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Hurdle {
     /// Others were faster.
     Lost,
@@ -571,7 +571,7 @@ impl Outcome {
     }
 
     /// What to do when nothing was handed out: an error to answer with, or what stands in the way.
-    fn into_error(self, learned: &mut Learned, waiting: &[&Seen]) -> Result<Option<Hurdle>, Error> {
+    fn hurdle(self, learned: &mut Learned, waiting: &[&Seen]) -> Result<Option<Hurdle>, Error> {
         if !self.undecided.is_empty() {
             return Err(undecided(self.undecided));
         }

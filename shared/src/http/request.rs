@@ -168,12 +168,17 @@ impl Query<'_> {
 
     /// One of a few words.
     pub fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Error> {
-        let Some(text) = self.get(name) else { return Ok(default) };
-        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
-            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-            Error::new(Code::InvalidParameter, format!("{name}: must be one of {}", words.join(", ")))
-        })
+        self.get(name).map_or(Ok(default), |word| one_of(name, Some(word), choices))
     }
+}
+
+/// What one of a few words stands for; `400 invalid_parameter` for any other word, or none.
+pub fn one_of<T: Copy>(name: &str, word: Option<&str>, choices: &[(&str, T)]) -> Result<T, Error> {
+    let chosen = choices.iter().find(|(known, _)| word == Some(*known));
+    chosen.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        Error::new(Code::InvalidParameter, format!("{name}: must be one of {}", words.join(", ")))
+    })
 }
 
 /// The caller's position in a trace (W3C Trace Context, level 1).

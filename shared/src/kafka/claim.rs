@@ -24,7 +24,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer as _};
 
-use super::client::{self, Context};
+use super::client::{self, Context, NO_TOPIC};
 use super::error::unreachable;
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
@@ -195,7 +195,7 @@ fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Er
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let _ = producer.client().fetch_metadata(Some("?"), Duration::from_millis(50));
+                let _ = producer.client().fetch_metadata(Some(NO_TOPIC), Duration::from_millis(50));
                 std::thread::park_timeout(Duration::from_millis(3));
             }
         });

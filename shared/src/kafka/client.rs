@@ -6,10 +6,14 @@ use rdkafka::{ClientContext, Statistics};
 
 use crate::config::{KafkaConfig, Security};
 
+/// A name that no topic can have. To ask for its metadata brings a small reply, however many topics the cluster has, and
+/// creates nothing; but librdkafka then looks again at what it was waiting for.
+pub(super) const NO_TOPIC: &str = "?";
+
 /// The settings of a client, before its role adds its own.
 ///
-/// `KAFKA_PROPERTIES` come after the product's tuning and may change it; what the product promises is set by the role
-/// later, and `config` refuses it as a property.
+/// `KAFKA_PROPERTIES` come after the tuning here and may change it. What a role needs for its own way of working, such as
+/// short fetches, it sets later; what the product promises, `config` refuses as a property.
 pub fn settings(config: &KafkaConfig) -> ClientConfig {
     let mut settings = ClientConfig::new();
     settings

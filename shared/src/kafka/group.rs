@@ -2,9 +2,8 @@
 //!
 //! All calls here block; they are made from `spawn_blocking`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
@@ -16,12 +15,10 @@ use super::client::{self, Context};
 use super::error::{classify, from_kafka, unreachable};
 use super::position::{Mark, Position};
 use super::retention::RENEWAL_CLIENT;
+use super::topics::Topics;
 use crate::config::KafkaConfig;
 use crate::errors::{Code, Error};
 use crate::names::{GroupId, TopicName};
-
-/// How long a topic's number of partitions is believed.
-const TOPIC_AGE: Duration = Duration::from_secs(60);
 
 /// A position for each partition that was asked for, or why there is none.
 pub type Positions = Vec<Result<Position, Error>>;
@@ -56,7 +53,7 @@ pub struct Group {
     /// The group.
     pub id: GroupId,
     pub(super) consumer: Arc<BaseConsumer<Context>>,
-    topics: Mutex<HashMap<TopicName, (i32, SystemTime)>>,
+    topics: Topics,
 }
 
 impl std::fmt::Debug for Group {
@@ -71,30 +68,25 @@ impl Group {
         let mut settings = settings.clone();
         settings.set("group.id", id.as_str());
         let consumer = settings.create_with_context(Context).map_err(Error::internal)?;
-        Ok(Self { id: id.clone(), consumer: Arc::new(consumer), topics: Mutex::new(HashMap::new()) })
+        Ok(Self { id: id.clone(), consumer: Arc::new(consumer), topics: Topics::default() })
     }
 
     /// How many partitions a topic has. `404` where it does not exist.
     ///
     /// It also makes the partitions' leaders known: a consumer that is assigned before it knows them waits a second.
     pub fn partitions(&self, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
-        let seen = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
-        if let Some((partitions, at)) = seen
-            && at.elapsed().is_ok_and(|age| age < TOPIC_AGE)
-        {
+        if let Some(partitions) = self.topics.partitions(topic) {
             return Ok(partitions);
         }
         let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
         let partitions = partitions_of(&metadata, topic)?;
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        topics.retain(|_, (_, at)| at.elapsed().is_ok_and(|age| age < TOPIC_AGE));
-        topics.insert(topic.clone(), (partitions, SystemTime::now()));
+        self.topics.note(topic, partitions);
         Ok(partitions)
     }
 
     /// Whether the topic was seen to exist.
     pub fn knows(&self, topic: &TopicName) -> bool {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).contains_key(topic)
+        self.topics.knows(topic)
     }
 
     /// Commits a position without a transaction and without a membership. Blocks.
@@ -168,7 +160,8 @@ impl Group {
         }
     }
 
-    /// Whether the group has members, as far as the older kind of description shows them.
+    /// What a refused commit means: `409 group_in_use`, or `503` where the group is only passing from one state to another.
+    /// It depends on the group's members, as far as the older kind of description shows them.
     ///
     /// Asked only when the coordinator has refused a commit. A KIP-848 group is shown as `Dead`, with members or not,
     /// so the coordinator's refusal is what counts there.

@@ -11,3 +11,4 @@ pub mod handover;
 pub mod position;
 pub mod producer;
 pub mod retention;
+mod topics;

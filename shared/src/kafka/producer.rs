@@ -1,27 +1,23 @@
 //! Producing: one idempotent producer per sandbox, every record acknowledged by all in-sync replicas.
 
-use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
-use super::client::{self, Context};
+use super::client::{self, Context, NO_TOPIC};
 use super::error::{from_kafka, unreachable};
+use super::topics::Topics;
 use crate::auth::{Authorized, Write};
 use crate::config::KafkaConfig;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::names::TopicName;
 use crate::record::Header;
-
-/// How long a topic that was seen is taken to exist. One that is deleted meanwhile still ends in 404, by the broker's
-/// own word; only slower.
-const TOPIC_AGE: Duration = Duration::from_secs(60);
 
 /// The most that a new client waits for a broker, for each of two answers. Without one the sandbox starts all the same,
 /// and its calls say 503.
@@ -66,8 +62,6 @@ impl Client {
     /// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
     /// connection, the second finds the id's request possible.
     fn create(settings: &ClientConfig, patience: Duration) -> Result<Self, KafkaError> {
-        // No topic can have this name: the reply is small, however many topics the cluster has, and nothing is created.
-        const NO_TOPIC: &str = "?";
         let client = Self(Some(settings.create_with_context(Context)?));
         for _ in 0..2 {
             if let Err(error) = client.client().fetch_metadata(Some(NO_TOPIC), patience) {
@@ -103,7 +97,7 @@ pub struct Producer {
     client: RwLock<Arc<Client>>,
     /// Held by the one call that replaces the client.
     replacing: tokio::sync::Mutex<()>,
-    topics: Mutex<HashMap<TopicName, (i32, SystemTime)>>,
+    topics: Topics,
     auto_create: bool,
 }
 
@@ -140,7 +134,7 @@ impl Producer {
             settings,
             client: RwLock::new(Arc::new(client)),
             replacing: tokio::sync::Mutex::new(()),
-            topics: Mutex::new(HashMap::new()),
+            topics: Topics::default(),
             auto_create: config.auto_create_topics,
         })
     }
@@ -219,7 +213,7 @@ impl Producer {
 
     /// Whether the topic was seen to exist.
     pub fn knows(&self, topic: &TopicName) -> bool {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).contains_key(topic)
+        self.topics.knows(topic)
     }
 
     /// Waits until nothing is on its way, for at most `patience`.
@@ -257,7 +251,7 @@ impl Producer {
     fn refused(&self, topic: &TopicName, error: KafkaError) -> Error {
         let error = from_kafka(error);
         if matches!(error.code(), Code::TopicNotFound | Code::TopicForbidden | Code::PartitionNotFound) {
-            self.topics.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
+            self.topics.forget(topic);
         }
         error
     }
@@ -265,12 +259,7 @@ impl Producer {
     /// `404` unless the topic, and the partition if one was chosen, exist. Never creates a topic unless configured.
     async fn check_exists(&self, topic: &TopicName, partition: Option<i32>, deadline: Deadline) -> Result<(), Error> {
         let enough = |partitions: i32| partition.is_none_or(|partition| partition < partitions);
-        let seen = self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
-        if let Some((partitions, at)) = seen
-            // A clock that was set back makes an entry old, not eternal.
-            && at.elapsed().is_ok_and(|age| age < TOPIC_AGE)
-            && enough(partitions)
-        {
+        if self.topics.partitions(topic).is_some_and(enough) {
             return Ok(());
         }
         // A topic that is being made may take this long; half of the time is left for the record.
@@ -291,10 +280,7 @@ impl Producer {
                 Err(error) => return Err(error),
             }
         };
-        self.topics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(topic.clone(), (partitions, SystemTime::now()));
+        self.topics.note(topic, partitions);
         if enough(partitions) {
             return Ok(());
         }
@@ -470,7 +456,7 @@ mod tests {
         // It believes as slowly that the same topic is back. (One that was made again has another id, and no such wait.)
         tokio::time::sleep(Duration::from_millis(1100)).await;
         // The cache says yes, librdkafka says no, the cluster says yes.
-        producer.topics.lock().expect("no panic").insert(topic.clone(), (1, SystemTime::now()));
+        producer.topics.note(&topic, 1);
         mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).expect("back");
         producer.write(&topic, &value(), deadline).await.expect("written");
     }

@@ -12,7 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::client::{self, Context};
+use super::client::{self, Context, NO_TOPIC};
 use super::error::unreachable;
 use super::group::Group;
 use super::position::{Position, now_ms};
@@ -102,7 +102,7 @@ async fn ask(config: &KafkaConfig) -> Result<Duration, BoxError> {
     let (admin, broker) = tokio::task::spawn_blocking(move || {
         let brokers = admin
             .inner()
-            .fetch_metadata(Some("?"), PATIENCE)
+            .fetch_metadata(Some(NO_TOPIC), PATIENCE)
             .map(|metadata| metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id));
         (admin, brokers)
     })
