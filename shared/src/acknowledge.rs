@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use tokio::task::JoinSet;
 
 use crate::auth::{Authorized, May, Read};
 use crate::config::Config;
@@ -17,10 +14,8 @@ use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::one_of;
 use crate::http::{Call, Endpoint, Reply};
-use crate::kafka::consumers::{Consumers, blocking};
+use crate::kafka::consumers::{Consumers, Decided};
 use crate::kafka::decide::{Intent, Verdict};
-use crate::kafka::group::Group;
-use crate::kafka::handover::Stepped;
 use crate::kafka::position::Holder;
 use crate::lease::Token;
 use crate::metrics;
@@ -141,6 +136,24 @@ impl Ask {
         })
     }
 
+    /// What was decided in a partition, as far as the lease is concerned.
+    fn outcome(&self, decided: Decided) -> Result<Outcome, Error> {
+        match decided {
+            Decided::Committed(mark) => Ok(match mark.lease {
+                Some(lease) if self.kind == Type::Renew => Outcome::Renewed(mark.offset, lease.until),
+                _ => Outcome::Done(Some(mark.offset)),
+            }),
+            Decided::Refused(Verdict::Already, position) => Ok(Outcome::Done(position.committed)),
+            Decided::Refused(Verdict::NotTheirs, _) => {
+                Err(Error::new(Code::Forbidden, "The lease was given to another principal"))
+            }
+            Decided::Refused(Verdict::BeyondLease, _) => {
+                Err(Error::new(Code::InvalidParameter, "through: an offset lies beyond the lease"))
+            }
+            Decided::Refused(_, position) => Ok(Outcome::Lost(position.committed)),
+        }
+    }
+
     fn answer(&self, results: BTreeMap<i32, Result<Outcome, Error>>) -> Result<Reply, Error> {
         let mut worst: Option<Error> = None;
         let mut until = u64::MAX;
@@ -201,65 +214,12 @@ impl Acknowledge {
         deadline: Deadline,
     ) -> Result<BTreeMap<i32, Result<Outcome, Error>>, Error> {
         let group = self.consumers.group(from).await?;
-        let mut running = JoinSet::new();
-        for &partition in &ask.token.partitions {
-            let Some(intent) = ask.intent(partition, holder) else { continue };
-            let (consumers, group, from) = (Arc::clone(&self.consumers), Arc::clone(&group), from.clone());
-            running.spawn(async move {
-                let step = Step { from, consumers, group, intent, deadline };
-                (partition, step.run(partition).await)
-            });
-        }
-        let mut results = BTreeMap::new();
-        while let Some(joined) = running.join_next().await {
-            let (partition, result) = joined.map_err(Error::internal)?;
-            results.insert(partition, result);
-        }
-        Ok(results)
-    }
-}
-
-struct Step {
-    from: Authorized<Read>,
-    consumers: Arc<Consumers>,
-    group: Arc<Group>,
-    intent: Intent,
-    deadline: Deadline,
-}
-
-impl Step {
-    /// Tries until the step is decided: another function may be taking one of its own, which ends within milliseconds.
-    async fn run(&self, partition: i32) -> Result<Outcome, Error> {
-        loop {
-            self.deadline.require()?;
-            if let Some(mut slot) = self.consumers.slot(&self.from, &self.group, partition)? {
-                let (consumers, intent) = (Arc::clone(&self.consumers), self.intent.clone());
-                let stepped = blocking(self.deadline, move |until| {
-                    slot.step(consumers.tools(until, &AtomicBool::new(false)), &intent, None)
-                });
-                let stepped = stepped.await?;
-                let invalid = |problem: &'static str| Err(Error::new(Code::InvalidParameter, problem));
-                match stepped {
-                    Stepped::Committed(mark) => {
-                        return Ok(match (&self.intent, mark.lease) {
-                            (Intent::Renew { .. }, Some(lease)) => Outcome::Renewed(mark.offset, lease.until),
-                            _ => Outcome::Done(Some(mark.offset)),
-                        });
-                    }
-                    Stepped::Refused(Verdict::Already, position) => return Ok(Outcome::Done(position.committed)),
-                    Stepped::Refused(Verdict::NotTheirs, _) => {
-                        let detail = "The lease was given to another principal";
-                        return Err(Error::new(Code::Forbidden, detail));
-                    }
-                    Stepped::Refused(Verdict::BeyondLease, _) => {
-                        return invalid("through: an offset lies beyond the lease");
-                    }
-                    Stepped::Refused(_, position) => return Ok(Outcome::Lost(position.committed)),
-                    Stepped::Undecided(error) => return Err(error),
-                    Stepped::Fenced => {}
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
-        }
+        let intent = |partition: &i32| Some((*partition, ask.intent(*partition, holder)?));
+        let intents = ask.token.partitions.iter().filter_map(intent);
+        let decided = self.consumers.step_each(from, &group, intents, deadline).await?;
+        Ok(decided
+            .into_iter()
+            .map(|(partition, decided)| (partition, decided.and_then(|it| ask.outcome(it))))
+            .collect())
     }
 }

@@ -16,7 +16,7 @@ use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
 use crate::kafka::consumers::{Consumers, SAY, blocking};
 use crate::kafka::decide::Intent;
-use crate::kafka::group::{Group, Offsets, Positions};
+use crate::kafka::group::{Group, Offsets, Positions, places};
 use crate::kafka::handover::{Ack, Ask, Slot, Stepped, Taken};
 use crate::kafka::position::{Position, now_ms};
 use crate::kafka::retention::Retention;
@@ -269,10 +269,11 @@ impl Session {
                 let left = || until.saturating_duration_since(Instant::now());
                 group.drain_events();
                 let partitions: Vec<i32> = (0..group.partitions(&topic, left())?).collect();
+                let places = places(&topic, &partitions);
                 // Side by side: the one asks the group's coordinator, the other the partitions' leaders.
                 let (positions, ends) = std::thread::scope(|scope| {
-                    let ends = scope.spawn(|| group.ends(&topic, &partitions, left()));
-                    let positions = group.positions(&topic, &partitions, left().min(UNSTABLE));
+                    let ends = scope.spawn(|| group.ends(&places, left()));
+                    let positions = group.positions(&places, left().min(UNSTABLE));
                     (positions, ends.join())
                 });
                 let ends = ends.map_err(|_| Error::internal("asking for the ends panicked"))??;
@@ -290,7 +291,7 @@ impl Session {
             return Ok((partitions, positions, ends, None));
         }
         blocking(self.deadline, move |until| {
-            let starts = group.starts(&topic, &partitions, until.saturating_duration_since(Instant::now()))?;
+            let starts = group.starts(&places(&topic, &partitions), until.saturating_duration_since(Instant::now()))?;
             Ok((partitions, positions, ends, Some(starts)))
         })
         .await
@@ -303,7 +304,7 @@ impl Session {
         let mut freed = 0;
         for &partition in partitions {
             let (group, topic) = (Arc::clone(&self.group), self.from.topic().clone());
-            let alone = move |_| Ok(group.positions(&topic, &[partition], UNSTABLE_ALONE)?.pop());
+            let alone = move |_| group.position((&topic, partition), UNSTABLE_ALONE);
             let mut position = blocking(self.deadline, alone.clone()).await;
             if position.is_err()
                 && freed < ABREAST
@@ -320,8 +321,7 @@ impl Session {
                 }
                 position = blocking(self.deadline, alone).await;
             }
-            positions
-                .push(position.and_then(|position| position.unwrap_or_else(|| Err(Error::internal("no position")))));
+            positions.push(position);
         }
         Ok(positions)
     }

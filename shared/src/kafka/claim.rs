@@ -99,8 +99,7 @@ impl Claim {
 
     /// The position, read under this claim.
     pub fn position(&self, until: Instant) -> Result<Position, Error> {
-        let read = self.group.positions(&self.topic, &[self.partition], patience(until))?;
-        read.into_iter().next().ok_or_else(|| Error::internal("no position"))?
+        self.group.position((&self.topic, self.partition), patience(until))
     }
 
     /// Commits the mark's offset, with the mark. After anything but `Ok(Committed::Yes)` the

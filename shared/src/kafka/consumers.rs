@@ -3,6 +3,7 @@
 //! A client is about 4 threads and, on one broker, 8 file descriptors; a Lambda function has 1024 of each. The least
 //! recently used are dropped, off the call's path, since librdkafka takes its time to end.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +12,11 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use rdkafka::config::ClientConfig;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
 
-use super::handover::{Hint, Slot, Tools};
+use super::decide::{Intent, Verdict};
+use super::handover::{Hint, Slot, Stepped, Tools};
+use super::position::{Mark, Position};
 use super::{claim, group};
 use crate::auth::{Authorized, Read};
 use crate::config::{Delivery, KafkaConfig};
@@ -44,6 +48,15 @@ pub async fn blocking<T: Send + 'static>(
         Ok(joined) => joined.map_err(Error::internal)?,
         Err(_) => Err(Deadline::exceeded()),
     }
+}
+
+/// How a step ended that was taken until it was decided.
+#[derive(Debug)]
+pub enum Decided {
+    /// It is committed, with this mark.
+    Committed(Box<Mark>),
+    /// The position, as it is, does not allow it.
+    Refused(Verdict, Position),
 }
 
 /// The sandbox's groups and partitions.
@@ -124,6 +137,57 @@ impl Consumers {
         let slot = Arc::new(tokio::sync::Mutex::new(Slot::new(group, topic, partition, self.delivery)?));
         slots.put(key, Arc::clone(&slot));
         Ok(slot.try_lock_owned().ok())
+    }
+
+    /// Takes a step in each of some partitions, side by side: what became of it, by partition.
+    pub async fn step_each(
+        self: &Arc<Self>,
+        of: &Authorized<Read>,
+        group: &Arc<Group>,
+        intents: impl Iterator<Item = (i32, Intent)>,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<i32, Result<Decided, Error>>, Error> {
+        let mut running = JoinSet::new();
+        for (partition, intent) in intents {
+            let (consumers, of, group) = (Arc::clone(self), of.clone(), Arc::clone(group));
+            running.spawn(async move {
+                let decided = consumers.step_until_decided(&of, &group, partition, &intent, deadline).await;
+                (partition, decided)
+            });
+        }
+        let mut results = BTreeMap::new();
+        while let Some(joined) = running.join_next().await {
+            let (partition, decided) = joined.map_err(Error::internal)?;
+            results.insert(partition, decided);
+        }
+        Ok(results)
+    }
+
+    /// Another function may be taking a step of its own, which ends within milliseconds.
+    async fn step_until_decided(
+        self: &Arc<Self>,
+        of: &Authorized<Read>,
+        group: &Arc<Group>,
+        partition: i32,
+        intent: &Intent,
+        deadline: Deadline,
+    ) -> Result<Decided, Error> {
+        loop {
+            deadline.require()?;
+            if let Some(mut slot) = self.slot(of, group, partition)? {
+                let (consumers, intent) = (Arc::clone(self), intent.clone());
+                let stepped = blocking(deadline, move |until| {
+                    slot.step(consumers.tools(until, &AtomicBool::new(false)), &intent, None)
+                });
+                match stepped.await? {
+                    Stepped::Committed(mark) => return Ok(Decided::Committed(mark)),
+                    Stepped::Refused(verdict, position) => return Ok(Decided::Refused(verdict, position)),
+                    Stepped::Undecided(error) => return Err(error),
+                    Stepped::Fenced => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
+        }
     }
 
     /// A partition that this sandbox has a claim on, with so many records fetched and not handed out: also from where to

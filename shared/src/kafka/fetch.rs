@@ -130,7 +130,7 @@ impl Window {
         }
         // Whatever lies there was said while the partition was not assigned, of a topic that was deleted, for one.
         while self.queue.0.poll(Duration::ZERO).is_some() {}
-        let assigned = Assigned::new(&self.group, list(&self.topic, &[self.partition], Offset::Offset(self.next))?)?;
+        let assigned = Assigned::new(&self.group, list(&[(&self.topic, self.partition)], Offset::Offset(self.next))?)?;
         let fetched = self.receive(count, bytes, end, until);
         drop(assigned);
         self.filled_ms = now_ms();

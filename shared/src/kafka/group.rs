@@ -20,6 +20,9 @@ use crate::config::KafkaConfig;
 use crate::errors::{Code, Error};
 use crate::names::{GroupId, TopicName};
 
+/// A partition of a topic.
+pub type Place<'a> = (&'a TopicName, i32);
+
 /// A position for each partition that was asked for, or why there is none.
 pub type Positions = Vec<Result<Position, Error>>;
 
@@ -106,12 +109,12 @@ impl Group {
         }
     }
 
-    /// The group's positions, in the order of `partitions`: an `OffsetFetch` that waits until no transaction is pending
-    /// on them (KIP-447's `require_stable`).
-    pub fn positions(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Positions, Error> {
-        let asked = list(topic, partitions, Offset::Invalid)?;
+    /// The group's positions, in the order of `places`: an `OffsetFetch` that waits until no transaction is pending on
+    /// them (KIP-447's `require_stable`).
+    pub fn positions(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+        let asked = list(places, Offset::Invalid)?;
         let read = self.consumer.committed_offsets(asked, patience).map_err(unreachable)?;
-        Ok(each(&read, topic, partitions, |element| {
+        Ok(each(&read, places, |element| {
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,
@@ -120,27 +123,27 @@ impl Group {
         }))
     }
 
+    /// The group's position in one partition, read in the same way.
+    pub fn position(&self, place: Place<'_>, patience: Duration) -> Result<Position, Error> {
+        let read = self.positions(&[place], patience)?;
+        read.into_iter().next().ok_or_else(|| Error::internal("no position"))?
+    }
+
     /// The partitions' last stable offsets: below them, every record is decided.
-    pub fn ends(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Offsets, Error> {
-        self.offsets(topic, partitions, Offset::End, patience)
+    pub fn ends(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
+        self.offsets(places, Offset::End, patience)
     }
 
     /// The partitions' first offsets that are still there.
-    pub fn starts(&self, topic: &TopicName, partitions: &[i32], patience: Duration) -> Result<Offsets, Error> {
-        self.offsets(topic, partitions, Offset::Beginning, patience)
+    pub fn starts(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
+        self.offsets(places, Offset::Beginning, patience)
     }
 
     /// One `ListOffsets` a leader, for all partitions at once. (librdkafka's watermark query takes two for each.)
-    fn offsets(
-        &self,
-        topic: &TopicName,
-        partitions: &[i32],
-        which: Offset,
-        patience: Duration,
-    ) -> Result<Offsets, Error> {
-        let asked = list(topic, partitions, which)?;
+    fn offsets(&self, places: &[Place<'_>], which: Offset, patience: Duration) -> Result<Offsets, Error> {
+        let asked = list(places, which)?;
         let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable)?;
-        Ok(each(&read, topic, partitions, |element| match element.offset() {
+        Ok(each(&read, places, |element| match element.offset() {
             Offset::Offset(offset) => Ok(offset),
             other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
         }))
@@ -186,18 +189,23 @@ impl Group {
     }
 }
 
-/// A list of one topic's partitions, all with one offset.
-pub(super) fn list(topic: &TopicName, partitions: &[i32], offset: Offset) -> Result<TopicPartitionList, Error> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for &partition in partitions {
-        list.add_partition_offset(topic.as_str(), partition, offset).map_err(Error::internal)?;
+/// Partitions of one topic, as places.
+pub fn places<'a>(topic: &'a TopicName, partitions: &[i32]) -> Vec<Place<'a>> {
+    partitions.iter().map(|&partition| (topic, partition)).collect()
+}
+
+/// A list of partitions, all with one offset.
+pub(super) fn list(places: &[Place<'_>], offset: Offset) -> Result<TopicPartitionList, Error> {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition_offset(topic.as_str(), *partition, offset).map_err(Error::internal)?;
     }
     Ok(list)
 }
 
 /// A list of one position with its mark, ready to commit.
 pub(super) fn marked(topic: &TopicName, partition: i32, mark: &Mark) -> Result<TopicPartitionList, Error> {
-    let offsets = list(topic, &[partition], Offset::Offset(mark.offset))?;
+    let offsets = list(&[(topic, partition)], Offset::Offset(mark.offset))?;
     let element = offsets.find_partition(topic.as_str(), partition);
     element.ok_or_else(|| Error::internal("the list has no partition"))?.set_metadata(mark.to_metadata());
     Ok(offsets)
@@ -207,15 +215,14 @@ pub(super) fn marked(topic: &TopicName, partition: i32, mark: &Mark) -> Result<T
 /// answer would send the position back to the start.
 fn each<T>(
     list: &TopicPartitionList,
-    topic: &TopicName,
-    partitions: &[i32],
+    places: &[Place<'_>],
     read: impl Fn(&rdkafka::topic_partition_list::TopicPartitionListElem<'_>) -> Result<T, Error>,
 ) -> Vec<Result<T, Error>> {
-    partitions
+    places
         .iter()
-        .map(|&partition| {
+        .map(|(topic, partition)| {
             let element = list
-                .find_partition(topic.as_str(), partition)
+                .find_partition(topic.as_str(), *partition)
                 .ok_or_else(|| Error::internal("the broker's answer leaves a partition out"))?;
             element.error().map_err(from_kafka)?;
             read(&element)

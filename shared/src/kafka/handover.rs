@@ -231,13 +231,17 @@ impl Slot {
 
     /// The compare-and-set: claims, reads the position, decides, commits. Blocks.
     ///
-    /// With shared delivery there is no claim, and the position that was `seen` before has to do.
+    /// With shared delivery there is no claim, and the position that was `seen` before has to do, or one that is read now.
     pub fn step(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
         let Tools { settings, sandbox, until, committing } = tools;
         // The claim leaves the slot, so that whatever goes wrong on the way drops it.
         let (claim, position) = match (self.delivery, seen) {
             (Delivery::Shared, Some(seen)) => (None, seen.clone()),
-            (Delivery::Exclusive, _) | (Delivery::Shared, None) => {
+            (Delivery::Shared, None) => {
+                let patience = until.saturating_duration_since(Instant::now());
+                (None, self.group.position((&self.topic, self.partition), patience)?)
+            }
+            (Delivery::Exclusive, _) => {
                 let claim = match self.claim.take() {
                     Some(claim) => claim,
                     None => Claim::take(settings, &self.group, &self.topic, self.partition, until)?,
@@ -289,7 +293,7 @@ impl Slot {
     /// Where to go on when the log does not hold the position: from its start, as nothing before it is left.
     fn restart(&self, from: i64, until: Instant) -> Result<i64, Error> {
         let patience = until.saturating_duration_since(Instant::now());
-        let start = self.group.starts(&self.topic, &[self.partition], patience)?.pop().unwrap_or(Ok(0))?;
+        let start = self.group.starts(&[(&self.topic, self.partition)], patience)?.pop().unwrap_or(Ok(0))?;
         tracing::warn!(
             group = %self.group.id, topic = %self.topic, partition = self.partition, position = from, start,
             "the position is outside of the log; going on from the log's start"
