@@ -3,8 +3,13 @@
 //! Names and defaults are the contract's (section 4), as far as they belong to what is built; the README says which.
 
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+
+use crate::dlq::Suffix;
 
 /// A variable that is missing or has a value that cannot be used. Never repeats the value: it may be a secret.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,23 @@ pub struct KafkaConfig {
     pub auto_create_topics: bool,
     /// Exclusive hand-over, or plain offset commits.
     pub delivery: Delivery,
+    /// Where records go that nobody can use, and when.
+    pub dead_letters: DeadLetterConfig,
+}
+
+/// Where records go that nobody can use, and when.
+#[derive(Debug, Clone)]
+pub struct DeadLetterConfig {
+    /// What a dead-letter topic's name has beyond its origin's (`DLQ_TOPIC_SUFFIX`).
+    pub suffix: Suffix,
+    /// How often a record is delivered under leases before it is given up (`DLQ_MAX_DELIVERIES`).
+    pub max_deliveries: u32,
+}
+
+impl Default for DeadLetterConfig {
+    fn default() -> Self {
+        Self { suffix: Suffix::default(), max_deliveries: 5 }
+    }
 }
 
 /// `KAFKA_SECURITY`, with what belongs to each kind.
@@ -208,6 +230,7 @@ impl KafkaConfig {
             delivery: env
                 .choice("KAFKA_CONSUME_DELIVERY", &[("exclusive", Delivery::Exclusive), ("shared", Delivery::Shared)])?
                 .unwrap_or(Delivery::Exclusive),
+            dead_letters: DeadLetterConfig::read(env)?,
         };
         // librdkafka's own check of names and values, here, where the variable can still be named. Its message would
         // repeat the value.
@@ -222,6 +245,18 @@ impl KafkaConfig {
             }
         }
         Ok(config)
+    }
+}
+
+impl DeadLetterConfig {
+    fn read(env: &Variables) -> Result<Self, ConfigError> {
+        const SUFFIX: &str = "DLQ_TOPIC_SUFFIX";
+        let default = Self::default();
+        let suffix = match env.get(SUFFIX) {
+            Some(text) => Suffix::parse(text).ok_or_else(|| bad(SUFFIX, "must be legal in a topic's name"))?,
+            None => default.suffix,
+        };
+        Ok(Self { suffix, max_deliveries: env.number("DLQ_MAX_DELIVERIES", default.max_deliveries, 1..=1_000_000)? })
     }
 }
 
@@ -315,12 +350,12 @@ impl Variables {
         self.get(name).map(str::to_owned).ok_or_else(|| missing(name))
     }
 
-    fn number(
+    fn number<T: FromStr + PartialOrd + Display>(
         &self,
         name: &'static str,
-        default: u64,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<u64, ConfigError> {
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> Result<T, ConfigError> {
         let Some(text) = self.get(name) else { return Ok(default) };
         text.parse()
             .ok()
@@ -374,6 +409,8 @@ mod tests {
         assert!(matches!(config.kafka.security, Security::Plaintext));
         assert!(!config.kafka.auto_create_topics);
         assert_eq!(config.kafka.delivery, Delivery::Exclusive);
+        assert_eq!(config.kafka.dead_letters.suffix, Suffix::default());
+        assert_eq!(config.kafka.dead_letters.max_deliveries, 5);
         assert_eq!(config.request_timeout, Duration::from_secs(10));
         assert_eq!(config.metrics.job, "kafka-gateway");
         assert_eq!(config.metrics.pushgateway_url, None);
@@ -390,6 +427,8 @@ mod tests {
             ("KAFKA_AUTO_CREATE_TOPICS", "yes"),
             ("KAFKA_CONSUME_DELIVERY", "s3cret"),
             ("KAFKA_REQUEST_TIMEOUT_MS", "0"),
+            ("DLQ_TOPIC_SUFFIX", "/s3cret"),
+            ("DLQ_MAX_DELIVERIES", "0"),
             ("KAFKA_REQUEST_TIMEOUT_MS", "10s"),
             ("KAFKA_PROPERTIES", "linger.ms"),
             ("KAFKA_PROPERTIES", "no.such.property=s3cret"),

@@ -26,6 +26,7 @@ pub mod auth;
 pub mod config;
 pub mod consume;
 pub mod deadline;
+pub mod dlq;
 pub mod errors;
 #[cfg(test)]
 mod fake_server;

@@ -128,11 +128,13 @@ pub(crate) fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// How the names of the headers begin that dead letters have beyond their records'.
+pub const RESERVED: [&str; 2] = ["__connect.errors.", "dlq."];
+
 /// Turns `headers` into Kafka headers, in their order, repeats kept.
 ///
 /// Errors: `400` for another shape and for names that are kept for dead letters; `422` for what Kafka cannot carry.
 pub fn decode_headers(json: &RawValue) -> Result<Vec<Header>, Error> {
-    const RESERVED: [&str; 2] = ["__connect.errors.", "dlq."];
     let shape = |_| {
         let shape = "headers: must be an array of {\"name\", \"value\"} or {\"name\", \"value_base64\"}";
         Error::new(Code::InvalidParameter, shape)

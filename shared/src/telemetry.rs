@@ -24,8 +24,10 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::ConfigError;
+use crate::dlq::Reason;
 use crate::errors::Error;
 use crate::metrics;
+use crate::names::{GroupId, TopicName};
 
 const RUST_LOG: &str = "RUST_LOG";
 
@@ -119,6 +121,14 @@ pub fn request_finished(finished: &Finished<'_>) {
             "request failed"
         );
     }
+}
+
+/// Records of one partition lie in the dead-letter topic from now on: counts them and writes their line. `topic` is where
+/// they come from, and must be known to exist.
+pub fn died(topic: &TopicName, group: Option<&GroupId>, partition: Option<i32>, reason: Reason, records: u64) {
+    metrics::died(topic, reason, records);
+    let group = group.map(GroupId::as_str);
+    tracing::warn!(%topic, group, partition, reason = reason.word(), records, "records went to the dead-letter topic");
 }
 
 /// To the microsecond; the line need not carry more digits than the clock.

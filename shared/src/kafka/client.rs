@@ -108,6 +108,7 @@ mod tests {
             properties: vec![("client.rack".into(), "a".into()), ("retry.backoff.ms".into(), "5".into())],
             auto_create_topics: false,
             delivery: crate::config::Delivery::Exclusive,
+            dead_letters: crate::config::DeadLetterConfig::default(),
         }
     }
 

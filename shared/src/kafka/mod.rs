@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod client;
 pub mod consumers;
+pub mod dead_letters;
 pub mod decide;
 pub mod error;
 pub mod fetch;

@@ -350,6 +350,7 @@ mod tests {
             properties: vec![],
             auto_create_topics: true,
             delivery: Delivery::Exclusive,
+            dead_letters: crate::config::DeadLetterConfig::default(),
         };
         let patience = Duration::from_secs(20);
         let producer = Producer::start(&config, patience).await.expect("a producer");

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use metrics::{SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use crate::dlq::Reason;
 use crate::names::TopicName;
 
 /// Finished requests, by status.
@@ -38,6 +39,8 @@ pub const BYTES: &str = "kafka_gateway_bytes_total";
 pub const COLD_STARTS: &str = "kafka_gateway_cold_starts_total";
 /// How long this sandbox took to start, in seconds.
 pub const INIT_DURATION: &str = "kafka_gateway_init_duration_seconds";
+/// Records that went to a dead-letter topic.
+pub const DEAD_LETTERS: &str = "kafka_gateway_dead_letters_total";
 /// Leases by what became of them.
 pub const LEASES: &str = "kafka_gateway_leases_total";
 /// Calls that were turned away before anything else happened.
@@ -88,6 +91,12 @@ pub fn records_failed(direction: Direction, topic: &TopicName, records: u64) {
 /// Leases that were given (`granted`) or settled, one a partition; `outcome` is a word of ours.
 pub fn lease(outcome: &'static str, partitions: u64) {
     counter!(LEASES, "outcome" => outcome).increment(partitions);
+}
+
+/// Called by [`crate::telemetry::died`] alone, which writes the log line of the same event.
+pub(crate) fn died(topic: &TopicName, reason: Reason, records: u64) {
+    let topic = topic_label(Some(topic.as_str()));
+    counter!(DEAD_LETTERS, "topic" => topic, "reason" => reason.word()).increment(records);
 }
 
 /// A token that was not accepted, or whose roles do not allow the call. `reason` is a word of ours, never the caller's.
@@ -143,6 +152,7 @@ fn describe() {
     describe_counter!(BYTES, Unit::Bytes, "Keys and values of records produced or handed out");
     describe_counter!(COLD_STARTS, "Requests that waited for their sandbox to start");
     describe_gauge!(INIT_DURATION, Unit::Seconds, "Time that the sandbox took to start");
+    describe_counter!(DEAD_LETTERS, "Records that went to a dead-letter topic, by the topic they come from");
     describe_counter!(LEASES, "Leases of partitions: granted, accepted, released, renewed, lost, failed, undecided");
     describe_counter!(AUTH_FAILURES, "Calls refused for their token or its roles");
 }
@@ -171,6 +181,7 @@ mod tests {
             records_passed(Direction::Produce, &topic, 2, 30);
             records_failed(Direction::Consume, &topic, 1);
             auth_failed("expired_token");
+            died(&topic, Reason::MaxDeliveries, 3);
             initialized("produce", Duration::from_millis(20));
             request_finished("produce", Some("orders"), 200, Duration::from_micros(700), true);
             request_finished("produce", None, 404, Duration::from_secs(31), false);
@@ -180,6 +191,7 @@ mod tests {
             r#"kafka_gateway_records_total{direction="produce",topic="orders",outcome="ok"} 2"#,
             r#"kafka_gateway_records_total{direction="consume",topic="orders",outcome="error"} 1"#,
             r#"kafka_gateway_bytes_total{direction="produce",topic="orders"} 30"#,
+            r#"kafka_gateway_dead_letters_total{topic="orders",reason="max_deliveries"} 3"#,
             r#"kafka_gateway_auth_failures_total{reason="expired_token"} 1"#,
             r#"kafka_gateway_init_duration_seconds{function="produce"} 0.02"#,
             r#"kafka_gateway_cold_starts_total{function="produce"} 1"#,
