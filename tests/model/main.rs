@@ -1,7 +1,7 @@
 //! The hand-over protocol, checked: every interleaving of everything that may happen, for small numbers.
 //!
-//! A few functions, one partition with a few records, a group, callers with and without leases, and a clock of a few
-//! ticks. All states that they can reach are visited (see [`explore`]), and in each the properties must hold (see
+//! A few functions, one partition with a few records, a group, callers with and without leases, some that seek, and a
+//! clock of a few ticks. All states that they can reach are visited (see [`explore`]), and in each the properties must hold (see
 //! [`protocol::Property`]). It needs no stack: `cargo test -p tests --test model`; with `-- --nocapture` it prints how
 //! many states there were, what happened in them, and the counterexamples below.
 //!
@@ -142,6 +142,21 @@ fn tools_reset_the_position() {
     holds("auto, with a reset", bounds, &["settled: cannot be told", "settled: done", "settled: not done"]);
     let bounds = Bounds { batches: &[2], manual: 1, auto: 1, acknowledge: 1, resets: 1, ..Bounds::QUIET };
     holds("manual, with a reset", bounds, &["lease lost", "accepted", "leased"]);
+}
+
+#[test]
+fn a_seek_comes_in_between() {
+    let bounds = Bounds { auto: 2, seek: 1, ..AUTO };
+    let happens = ["sought", "moved", "fenced at EndTxn", "fenced, but done", "settled: done", "settled: not done"];
+    holds("seek beside auto", bounds.clone(), &happens);
+    let leases = Bounds { batches: &[2], manual: 1, acknowledge: 2, seek: 1, ..Bounds::QUIET };
+    holds("seek beside leases", leases.clone(), &["sought", "accepted", "already", "lease lost", "fenced, but done"]);
+    let two = Bounds { batches: &[2], auto: 1, seek: 2, losses: 1, ..Bounds::QUIET };
+    holds("one seek after the other", two, &["sought", "settled: done", "settled: not done"]);
+    for without in [LeftOut::Claim, LeftOut::SecondRead] {
+        let bounds = Bounds { left_out: Some(without), ..bounds.clone() };
+        fails("something older after a seek", bounds, Property::NoLostUpdate);
+    }
 }
 
 #[test]

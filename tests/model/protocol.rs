@@ -31,12 +31,15 @@ pub(crate) enum Property {
     /// No record is in the answers of two live leases. A lease is live for as long as it was granted for in real time,
     /// and until its holder asks to release it.
     OneLiveHolder,
-    /// The position never goes back, but by a tool.
+    /// The position never goes back, but by a tool or a seek.
     NeverBack,
     /// What is in an answer is committed.
     CommittedFirst,
     /// What is answered as accepted is committed.
     AcceptKept,
+    /// What a commit replaces is what it was based on; so nothing older comes after a seek. (Looked at where there are
+    /// seeks. Elsewhere the others say the same, by what callers see.)
+    NoLostUpdate,
     /// From here, somebody can go on and read to the end.
     NoDeadEnd,
 }
@@ -81,6 +84,8 @@ pub(crate) struct Bounds {
     pub(crate) keep: u8,
     /// How many `acknowledge` calls.
     pub(crate) acknowledge: u8,
+    /// How many `seek` calls.
+    pub(crate) seek: u8,
     /// How many commits each function may try.
     pub(crate) commits: u8,
     /// How many answers of Kafka get lost or come too late.
@@ -112,6 +117,7 @@ impl Bounds {
         manual: 0,
         keep: 0,
         acknowledge: 0,
+        seek: 0,
         commits: 2,
         losses: 0,
         kills: 0,
@@ -148,6 +154,7 @@ enum Phase {
 }
 
 /// A function, with the call it is in.
+#[allow(clippy::struct_excessive_bools)] // Each is a matter of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Function {
     phase: Phase,
@@ -170,6 +177,15 @@ struct Function {
     ahead: u8,
     /// Whether a tool has reset the position since it was read.
     disturbed: bool,
+    /// Whether a seek was committed after its own commit: its answer is of before.
+    overtaken: bool,
+}
+
+impl Function {
+    /// Whether its answer counts for nothing any more, since the position was set meanwhile.
+    fn is_past(&self) -> bool {
+        self.disturbed || self.overtaken
+    }
 }
 
 /// A transaction that is not over. Stable readers wait for it.
@@ -211,17 +227,20 @@ struct Answer {
     end: i8,
     /// Until when it is live, by the true clock.
     until: u8,
-    /// Whether its holder has asked to release it, or a tool has reset the position.
+    /// Whether its holder has asked to release it, or the position was set by a tool or a seek.
     over: bool,
+    /// Whether a seek has ended it.
+    sought: bool,
 }
 
 /// How much may still happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
 struct Left {
     auto: u8,
     manual: u8,
     keep: u8,
     acknowledge: u8,
+    seek: u8,
     losses: u8,
     kills: u8,
     resets: u8,
@@ -391,6 +410,7 @@ impl Protocol {
             decided: false,
             at: 0,
             disturbed: false,
+            overtaken: false,
             ..*function
         };
     }
@@ -430,6 +450,19 @@ impl Protocol {
         let Some(transaction) = state.transaction.take() else { return };
         let (old, base, new) =
             (self.offset(state.committed), self.offset(transaction.base), self.offset(transaction.wanted));
+        if self.bounds.seek > 0 && transaction.base != state.committed && !transaction.disturbed {
+            self.fails(state, Property::NoLostUpdate);
+        }
+        if let Call::Seek(to) = transaction.call {
+            state.committed = transaction.wanted;
+            for (who, function) in (0..).zip(&mut state.functions) {
+                function.overtaken |= function.decided && who != transaction.owner;
+            }
+            for answer in &mut state.answers {
+                answer.sought |= answer.given;
+            }
+            return self.set(state, to);
+        }
         if new < old && !transaction.disturbed {
             self.fails(state, Property::NeverBack);
         }
@@ -443,7 +476,10 @@ impl Protocol {
             state.fates[index(record)] = match transaction.call {
                 Call::Auto(_) if transaction.excused => Fate::Settled,
                 Call::Auto(_) => Fate::Owed(transaction.owner),
-                Call::Accept(token, _) if state.answers[usize::from(token)].holds(record) => Fate::Settled,
+                Call::Accept(token, _) => {
+                    let answer = state.answers[usize::from(token)];
+                    if answer.holds(record) && !answer.sought { Fate::Settled } else { Fate::Waiting }
+                }
                 _ => Fate::Waiting,
             };
         }
@@ -468,7 +504,7 @@ impl Protocol {
             (self.offset(function.base), self.offset(function.wanted))
         };
         let until = token.map_or(u8::MAX, |_| function.at + LEASE_TICKS);
-        if !function.disturbed && state.tick < until {
+        if !function.is_past() && state.tick < until {
             for record in from..end {
                 if state.given[index(record)] {
                     self.fails(state, Property::OnlyOnce);
@@ -478,15 +514,15 @@ impl Protocol {
         }
         Self::excuse(state, who);
         match token {
-            None if function.disturbed => {}
+            None if function.is_past() => {}
             None => (from..end).for_each(|record| state.given[index(record)] = true),
             Some(token) => {
                 let again = state.answers.iter().any(|answer| answer.given && answer.from < end && from < answer.end);
                 if again {
                     self.note("leased again");
                 }
-                let over = function.disturbed;
-                state.answers[usize::from(token)] = Answer { given: true, from, end, until, over };
+                let (over, sought) = (function.is_past(), function.overtaken);
+                state.answers[usize::from(token)] = Answer { given: true, from, end, until, over, sought };
             }
         }
     }
@@ -506,9 +542,9 @@ impl Protocol {
     fn accepted(&self, state: &mut State, who: u8, token: u8, before: Option<i8>) {
         let decided = state.transaction.filter(|transaction| transaction.prepared);
         let committed = decided.map_or(state.committed, |transaction| transaction.wanted);
-        let disturbed = state.functions[usize::from(who)].disturbed;
+        let past = state.functions[usize::from(who)].is_past() || state.answers[usize::from(token)].sought;
         let before = before.unwrap_or(state.answers[usize::from(token)].end);
-        if self.offset(committed).max(self.offset(state.committed)) < before && !disturbed {
+        if self.offset(committed).max(self.offset(state.committed)) < before && !past {
             self.fails(state, Property::AcceptKept);
         }
         self.note("accepted");
@@ -522,7 +558,7 @@ impl Protocol {
             Some(Call::Renew(token)) => {
                 let function = state.functions[usize::from(who)];
                 let until = function.at + LEASE_TICKS;
-                if !function.disturbed {
+                if !function.is_past() {
                     let Answer { from, end, .. } = state.answers[usize::from(token)];
                     let from = from.max(self.offset(function.wanted));
                     if state.tick < until && !state.answers[usize::from(token)].over {
@@ -533,6 +569,12 @@ impl Protocol {
                 self.note("renewed");
             }
             Some(Call::Release(_)) => self.note("released"),
+            Some(Call::Seek(_)) => {
+                if !state.functions[usize::from(who)].decided {
+                    self.fails(state, Property::CommittedFirst);
+                }
+                self.note("sought");
+            }
             Some(Call::Keep) | None => {}
         }
         Self::finish(state, who);
@@ -660,9 +702,8 @@ impl Protocol {
         }
     }
 
-    fn reset(&self, state: &mut State, to: i8, copied: bool) {
-        state.left.resets -= 1;
-        state.committed = self.values.borrow_mut().reset(state.committed, to, copied);
+    /// What is before an offset is settled now, and what comes after it begins anew.
+    fn set(&self, state: &mut State, to: i8) {
         for record in 0..self.bounds.records {
             state.fates[index(record)] = if record < to { Fate::Settled } else { Fate::Waiting };
             state.given[index(record)] &= record < to;
@@ -670,6 +711,12 @@ impl Protocol {
         for answer in &mut state.answers {
             answer.over = answer.given;
         }
+    }
+
+    fn reset(&self, state: &mut State, to: i8, copied: bool) {
+        state.left.resets -= 1;
+        state.committed = self.values.borrow_mut().reset(state.committed, to, copied);
+        self.set(state, to);
         for function in &mut state.functions {
             function.disturbed = !matches!(function.phase, Phase::Idle | Phase::Look | Phase::Read);
         }
@@ -696,7 +743,7 @@ impl Protocol {
         state.functions[0].commits = 0;
         state.functions[0].ahead = 0;
         state.tick += LATER;
-        state.left = Left { auto: 1, manual: 0, keep: 0, acknowledge: 0, losses: 0, kills: 0, resets: 0, crowds: 0 };
+        state.left = Left { auto: 1, ..Left::default() };
         let mut actions = Vec::new();
         let happened = self.happened();
         let mut ended = false;
@@ -744,6 +791,9 @@ impl Protocol {
         }
         if state.left.keep > 0 {
             start(Call::Keep);
+        }
+        if state.left.seek > 0 {
+            (0..=self.bounds.records).for_each(|to| start(Call::Seek(to)));
         }
         if state.left.acknowledge > 0 {
             for (token, answer) in (0..).zip(&state.answers).filter(|(_, answer)| answer.given) {
@@ -810,6 +860,7 @@ impl Protocol {
                     Call::Auto(_) => &mut left.auto,
                     Call::Manual(..) => &mut left.manual,
                     Call::Keep => &mut left.keep,
+                    Call::Seek(_) => &mut left.seek,
                     _ => &mut left.acknowledge,
                 } -= 1;
                 if let Call::Release(token) = call {
@@ -848,6 +899,7 @@ impl Protocol {
                 function.base = if skipped { function.seen } else { state.committed };
                 function.phase = Phase::Decide;
                 function.disturbed = false;
+                function.overtaken = false;
             }
             _ => {
                 let (Action::ReadFails(who) | Action::GiveUp(who) | Action::DeliveryFails(who) | Action::Kill(who)) =
@@ -915,6 +967,7 @@ impl Model for Protocol {
             at: 0,
             ahead: 0,
             disturbed: false,
+            overtaken: false,
         };
         let begins = bounds.begins.unwrap_or(0);
         let mut fates = [Fate::Waiting; RECORDS];
@@ -930,6 +983,7 @@ impl Model for Protocol {
                 manual: bounds.manual,
                 keep: bounds.keep,
                 acknowledge: bounds.acknowledge,
+                seek: bounds.seek,
                 losses: bounds.losses,
                 kills: bounds.kills,
                 resets: bounds.resets,
@@ -937,7 +991,7 @@ impl Model for Protocol {
             },
             fates,
             given: [false; RECORDS],
-            answers: [Answer { given: false, from: 0, end: 0, until: 0, over: false }; TOKENS],
+            answers: [Answer { given: false, from: 0, end: 0, until: 0, over: false, sought: false }; TOKENS],
             fault: None,
         };
         // Clocks agree, or one is ahead of the others, or behind them.

@@ -33,6 +33,8 @@ pub(crate) enum Call {
     Release(u8),
     /// `renew` of this token's lease.
     Renew(u8),
+    /// `seek` to an offset.
+    Seek(i8),
 }
 
 impl Call {
@@ -166,6 +168,7 @@ impl Values {
             Call::Accept(token, before) => Intent::Accept { holder: holder(token), before: before.map(i64::from) },
             Call::Release(token) => Intent::Release { holder: holder(token) },
             Call::Renew(token) => Intent::Renew { holder: holder(token), lease_ms },
+            Call::Seek(to) => Intent::Seek { to: i64::from(to) },
         };
         let stamp = Stamp { nonce: u64::from(nonce), sandbox: u32::from(sandbox), now: at(now) };
         let ruling = match decide(self.position(base), &intent, stamp) {

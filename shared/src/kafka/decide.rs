@@ -62,6 +62,11 @@ pub enum Intent {
         /// For how long from now, in milliseconds.
         lease_ms: u64,
     },
+    /// Set the position, wherever it is and whoever holds a lease: what comes after it begins anew.
+    Seek {
+        /// The offset to go on from.
+        to: i64,
+    },
 }
 
 /// What a step may do.
@@ -156,6 +161,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Err(Verdict::Already) => Verdict::LeaseLost,
             Err(verdict) => verdict,
         },
+        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::next(mark, *to, stamp).anew())),
     }
 }
 
@@ -286,6 +292,28 @@ mod tests {
         let settled = after(&renewed, &accept("a", None), 20);
         let renew = Intent::Renew { holder: holder("a"), lease_ms: 1000 };
         assert_eq!(decide(&settled, &renew, at(21)), Verdict::LeaseLost);
+    }
+
+    #[test]
+    fn a_seek_ends_the_lease_and_begins_to_count_anew() {
+        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+        let part = after(&leased, &accept("a", Some(4)), 1);
+        for to in [0, 4, 7, 10, 50] {
+            let sought = after(&part, &Intent::Seek { to }, 2);
+            let mark = sought.mark.as_ref().expect("a mark");
+            assert_eq!((sought.committed, &mark.lease), (Some(to), &None));
+            assert!((0..60).all(|offset| mark.deliveries(offset) == 0), "delivered anew");
+            assert!(mark.includes(1) && mark.includes(2), "who lost an answer before still learns how it ended");
+            for intent in [accept("a", None), accept("a", Some(6)), Intent::Release { holder: holder("a") }] {
+                assert_eq!(decide(&sought, &intent, at(3)), Verdict::LeaseLost, "{intent:?} after a seek to {to}");
+            }
+            let again = after(&sought, &lease(Some(to), to, to + 1, "b"), 3);
+            assert_eq!(again.mark.expect("a mark").deliveries(to), 1);
+        }
+        let settled = after(&part, &accept("a", None), 2);
+        let sought = after(&settled, &Intent::Seek { to: 0 }, 3);
+        assert_eq!(decide(&sought, &accept("a", None), at(4)), Verdict::Already, "it was accepted, and is so for ever");
+        assert_eq!(after(&Position::default(), &Intent::Seek { to: 5 }, 1).committed, Some(5), "of a new group too");
     }
 
     #[test]

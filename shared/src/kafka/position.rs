@@ -200,6 +200,12 @@ impl Mark {
         self
     }
 
+    /// The same mark, with nothing known of the records from its offset on.
+    #[must_use]
+    pub fn anew(self) -> Self {
+        Self { lease: None, deliveries: Vec::new(), ..self }
+    }
+
     /// The same mark, with a lease settled.
     #[must_use]
     pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
