@@ -13,7 +13,7 @@ use crate::consume::LEASE_MS;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::one_of;
-use crate::http::{Call, Endpoint, Reply};
+use crate::http::{Call, Endpoint, Reply, Route};
 use crate::kafka::consumers::{Consumers, Decided};
 use crate::kafka::decide::{Intent, Verdict};
 use crate::kafka::position::Holder;
@@ -29,9 +29,8 @@ pub struct Acknowledge {
 
 impl Endpoint for Acknowledge {
     const FUNCTION: &'static str = "acknowledge";
-    const METHOD: &'static str = "POST";
-    const PATH: &'static str = "/kafka/consumer/acknowledge";
-    type Action = Read;
+    const ROUTES: &'static [Route] = &[("POST", "/kafka/consumer/acknowledge")];
+    type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
         Ok(Self { consumers: Arc::new(Consumers::new(&config.kafka)) })

@@ -12,7 +12,7 @@ use crate::auth::{May, Read};
 use crate::config::{Config, Delivery};
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Query;
-use crate::http::{Call, Endpoint, Reply, Response};
+use crate::http::{Call, Endpoint, Reply, Response, Route};
 use crate::kafka::consumers::Consumers;
 use crate::kafka::retention::Retention;
 use crate::metrics::{self, Direction};
@@ -34,9 +34,8 @@ pub struct Consume {
 
 impl Endpoint for Consume {
     const FUNCTION: &'static str = "consume";
-    const METHOD: &'static str = "GET";
-    const PATH: &'static str = "/kafka/consumer/consume";
-    type Action = Read;
+    const ROUTES: &'static [Route] = &[("GET", "/kafka/consumer/consume")];
+    type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
         Ok(Self {

@@ -8,7 +8,7 @@ use crate::auth::{May, Write};
 use crate::config::Config;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::{Request, one_of};
-use crate::http::{Call, Endpoint, Reply};
+use crate::http::{Call, Endpoint, Reply, Route};
 use crate::kafka::producer::{NewRecord, Producer};
 use crate::metrics::{self, Direction};
 use crate::names::TopicName;
@@ -22,9 +22,8 @@ pub struct Produce {
 
 impl Endpoint for Produce {
     const FUNCTION: &'static str = "produce";
-    const METHOD: &'static str = "POST";
-    const PATH: &'static str = "/kafka/producer/produce";
-    type Action = Write;
+    const ROUTES: &'static [Route] = &[("POST", "/kafka/producer/produce")];
+    type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
         Ok(Self { producer: Producer::start(&config.kafka, config.request_timeout).await? })

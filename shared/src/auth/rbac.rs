@@ -40,15 +40,16 @@ impl Principal {
 
     /// Whether the caller may do this to any topic at all. `403 forbidden` otherwise.
     pub fn may<A: Action>(self) -> Result<May<A>, Error> {
-        if self.0.grants.iter().any(|grant| grant.role == A::ROLE) {
+        if self.0.grants.iter().any(|grant| A::ROLES.contains(&grant.role)) {
             return Ok(May { principal: self, action: PhantomData });
         }
-        Err(Error::new(Code::Forbidden, format!("The caller has no role {}", A::ROLE.name())))
+        let roles: Vec<_> = A::ROLES.iter().map(|role| role.name()).collect();
+        Err(Error::new(Code::Forbidden, format!("The caller has no role {}", roles.join(" or "))))
     }
 }
 
 /// Something that a caller may or may not do. `Scope` is what it is done to.
-pub trait Action: sealed::Rule {}
+pub trait Action: sealed::Rule + Send + Sync {}
 
 /// Writing records to a topic.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +59,26 @@ pub enum Write {}
 #[derive(Debug, Clone, Copy)]
 pub enum Read {}
 
+/// Reading a topic's records for no group.
+#[derive(Debug, Clone, Copy)]
+pub enum Fetch {}
+
+/// Seeing that a topic is there, and how it is set.
+#[derive(Debug, Clone, Copy)]
+pub enum Describe {}
+
+/// Making and deleting topics, and moving dead letters back to where they came from.
+#[derive(Debug, Clone, Copy)]
+pub enum Admin {}
+
 impl Action for Write {}
 impl Action for Read {}
+impl Action for Fetch {}
+impl Action for Describe {}
+impl Action for Admin {}
 
 impl sealed::Rule for Write {
-    const ROLE: Role = Role::Producer;
+    const ROLES: &'static [Role] = &[Role::Producer];
     type Scope = TopicName;
 
     fn topic(scope: &TopicName) -> &TopicName {
@@ -75,7 +91,7 @@ impl sealed::Rule for Write {
 }
 
 impl sealed::Rule for Read {
-    const ROLE: Role = Role::Consumer;
+    const ROLES: &'static [Role] = &[Role::Consumer];
     type Scope = (TopicName, GroupId);
 
     fn topic((topic, _): &Self::Scope) -> &TopicName {
@@ -87,13 +103,54 @@ impl sealed::Rule for Read {
     }
 }
 
+impl sealed::Rule for Fetch {
+    const ROLES: &'static [Role] = &[Role::Consumer];
+    type Scope = TopicName;
+
+    fn topic(scope: &TopicName) -> &TopicName {
+        scope
+    }
+
+    /// Not for a role that is narrowed to some groups: what those have not got yet, or never will, is not its caller's to
+    /// read past them.
+    fn covered(scope: &TopicName, grant: &Grant) -> bool {
+        matches(&grant.topics, scope.as_str()) && grant.groups == "*"
+    }
+}
+
+impl sealed::Rule for Describe {
+    const ROLES: &'static [Role] = &[Role::Consumer, Role::Producer];
+    type Scope = TopicName;
+
+    fn topic(scope: &TopicName) -> &TopicName {
+        scope
+    }
+
+    fn covered(scope: &TopicName, grant: &Grant) -> bool {
+        matches(&grant.topics, scope.as_str())
+    }
+}
+
+impl sealed::Rule for Admin {
+    const ROLES: &'static [Role] = &[Role::Admin];
+    type Scope = TopicName;
+
+    fn topic(scope: &TopicName) -> &TopicName {
+        scope
+    }
+
+    fn covered(scope: &TopicName, grant: &Grant) -> bool {
+        matches(&grant.topics, scope.as_str())
+    }
+}
+
 mod sealed {
     use super::{Debug, Grant, Role, TopicName};
 
     /// How an action is judged. Out of reach, so that no other module can add an action that judges kindly.
     pub trait Rule {
-        /// The role it takes.
-        const ROLE: Role;
+        /// The roles that allow it, any of them.
+        const ROLES: &'static [Role];
         /// What it is done to.
         type Scope: Debug + Clone;
 
@@ -127,11 +184,16 @@ impl<A: Action> May<A> {
                 format!("{topic}: internal topics are closed to every caller"),
             ));
         }
-        let grants = &self.principal.0.grants;
-        if !grants.iter().any(|grant| grant.role == A::ROLE && A::covered(&scope, grant)) {
+        if !self.reaches(&scope) {
             return Err(Error::new(Code::TopicForbidden, format!("{topic}: no role of the caller allows this")));
         }
         Ok(Authorized { scope, principal: self.principal.clone() })
+    }
+
+    /// Whether the caller may do it here, for lists of what the caller may see.
+    pub fn reaches(&self, scope: &A::Scope) -> bool {
+        let covers = |grant: &Grant| A::ROLES.contains(&grant.role) && A::covered(scope, grant);
+        !A::topic(scope).is_internal() && self.principal.0.grants.iter().any(covers)
     }
 }
 
@@ -168,6 +230,8 @@ pub enum Role {
     Producer,
     /// `kafka_consumer:read`
     Consumer,
+    /// `kafka_admin:write`
+    Admin,
 }
 
 impl Role {
@@ -176,6 +240,7 @@ impl Role {
         match self {
             Self::Producer => "kafka_producer:write",
             Self::Consumer => "kafka_consumer:read",
+            Self::Admin => "kafka_admin:write",
         }
     }
 }
@@ -202,6 +267,8 @@ impl Grant {
             ["kafka_consumer", "read"] => (Role::Consumer, "*", "*"),
             ["kafka_consumer", "read", topics] => (Role::Consumer, topics, "*"),
             ["kafka_consumer", "read", topics, groups] => (Role::Consumer, topics, groups),
+            ["kafka_admin", "write"] => (Role::Admin, "*", "*"),
+            ["kafka_admin", "write", topics] => (Role::Admin, topics, "*"),
             _ => return None,
         };
         Some(Self { role, topics: topics.to_owned(), groups: groups.to_owned() })
@@ -331,6 +398,35 @@ mod tests {
         assert_eq!(reads(&narrow, "payments", "team:a"), TOPIC_FORBIDDEN);
     }
 
+    fn over<A: Action + sealed::Rule<Scope = TopicName>>(roles: &[&str], name: &str) -> Result<(), Code> {
+        let may = principal(roles).may::<A>().map_err(|error| error.code())?;
+        may.on(topic(name)).map(drop).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn who_may_write_or_read_may_see_and_only_an_admin_may_change() {
+        for role in ["kafka_producer:write:orders", "kafka_consumer:read:orders", "kafka_consumer:read:orders:team-a"] {
+            assert_eq!(over::<Describe>(&[role], "orders"), Ok(()), "{role}");
+            assert_eq!(over::<Describe>(&[role], "payments"), TOPIC_FORBIDDEN, "{role}");
+            assert_eq!(over::<Admin>(&[role], "orders"), FORBIDDEN, "{role}");
+        }
+        assert_eq!(over::<Describe>(&["kafka_admin:write"], "orders"), FORBIDDEN);
+        assert_eq!(over::<Admin>(&["kafka_admin:write"], "orders"), Ok(()));
+        assert_eq!(over::<Admin>(&["kafka_admin:write"], "__consumer_offsets"), TOPIC_FORBIDDEN);
+        assert_eq!(over::<Admin>(&["kafka_admin:write:*.dlq"], "orders.dlq"), Ok(()));
+        assert_eq!(over::<Admin>(&["kafka_admin:write:*.dlq"], "orders"), TOPIC_FORBIDDEN);
+    }
+
+    #[test]
+    fn a_role_for_some_groups_does_not_read_past_them() {
+        for role in ["kafka_consumer:read", "kafka_consumer:read:orders", "kafka_consumer:read:orders:*"] {
+            assert_eq!(over::<Fetch>(&[role], "orders"), Ok(()), "{role}");
+        }
+        assert_eq!(over::<Fetch>(&["kafka_consumer:read:orders:team-a*"], "orders"), TOPIC_FORBIDDEN);
+        assert_eq!(over::<Fetch>(&["kafka_consumer:read:orders"], "payments"), TOPIC_FORBIDDEN);
+        assert_eq!(over::<Fetch>(&["kafka_producer:write", "kafka_admin:write"], "orders"), FORBIDDEN);
+    }
+
     #[test]
     fn the_union_decides_but_grants_are_not_mixed() {
         let roles = ["kafka_consumer:read:a:g1", "kafka_consumer:read:b:g2"];
@@ -370,6 +466,10 @@ mod tests {
             "*",
             "*:*",
             "kafka_*:write",
+            "kafka_admin",
+            "kafka_admin:read",
+            "kafka_admin:write:",
+            "kafka_admin:write:orders:group",
         ] {
             assert!(Grant::parse(role).is_none(), "{role:?}");
         }

@@ -17,33 +17,47 @@ use serde::Serialize;
 use serde::ser::SerializeMap;
 
 use self::request::{Event, Request};
-use crate::auth::{Action, Authenticator, May};
+use crate::auth::{Action, Authenticator, May, Principal};
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::names::{GroupId, TopicName};
 use crate::{lifecycle, metrics, telemetry};
 
-/// One endpoint: a route, the permission it needs, and what it does. Each is one Lambda function.
+/// A method and a path. A path may end in a parameter, `/{…}`: one segment that is not empty.
+pub type Route = (&'static str, &'static str);
+
+/// One endpoint: its route (or those of its one resource), the permission it needs, and what it does. Each is one Lambda
+/// function.
 pub trait Endpoint: Sized + Send + Sync + 'static {
     /// The function's name in logs and metrics.
     const FUNCTION: &'static str;
-    /// The route's method.
-    const METHOD: &'static str;
-    /// The route's path.
-    const PATH: &'static str;
-    /// What the caller must be allowed to do.
-    type Action: Action + Send + Sync;
+    /// What it answers to.
+    const ROUTES: &'static [Route];
+    /// What the caller must be allowed to do: a [`May`], or one of several by the method.
+    type Permission: Permission;
 
     /// Makes what a warm sandbox keeps. Runs in Lambda's init phase.
     fn start(config: &Config) -> impl Future<Output = Result<Self, BoxError>> + Send;
 
-    /// Answers one call of a caller who may do [`Self::Action`] somewhere; where, is checked by
-    /// [`May::on`] as soon as the request says it.
-    fn call(&self, may: &May<Self::Action>, call: &Call) -> impl Future<Output = Result<Reply, Error>> + Send;
+    /// Answers one call of a caller who has [`Self::Permission`] somewhere; where, is checked by [`May::on`] as soon as
+    /// the request says it.
+    fn call(&self, may: &Self::Permission, call: &Call) -> impl Future<Output = Result<Reply, Error>> + Send;
 
     /// Called at SIGTERM, with some 300 ms left.
     fn stop(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// What a caller must be allowed to do before anything of the request is read.
+pub trait Permission: Sized + Send + Sync {
+    /// Asks whether the caller may. `403 forbidden` otherwise.
+    fn ask(caller: Principal, method: &str) -> Result<Self, Error>;
+}
+
+impl<A: Action> Permission for May<A> {
+    fn ask(caller: Principal, _: &str) -> Result<Self, Error> {
+        caller.may()
+    }
 }
 
 /// What an endpoint gets of a call, and what it says about it on the way, for the log line and the counters.
@@ -53,6 +67,7 @@ pub struct Call {
     pub request: Request,
     /// When the answer must be there.
     pub deadline: Deadline,
+    parameter: OnceLock<String>,
     principal: OnceLock<String>,
     topic: OnceLock<TopicName>,
     topic_exists: AtomicBool,
@@ -64,11 +79,17 @@ impl Call {
         Self {
             request: Request::new(event),
             deadline,
+            parameter: OnceLock::new(),
             principal: OnceLock::new(),
             topic: OnceLock::new(),
             topic_exists: AtomicBool::new(false),
             group: OnceLock::new(),
         }
+    }
+
+    /// What stands for the parameter of the route's path, decoded, where that has one.
+    pub fn parameter(&self) -> Option<&str> {
+        self.parameter.get().map(String::as_str)
     }
 
     /// Names the topic in the log line.
@@ -235,19 +256,74 @@ impl<E: Endpoint> Service<E> {
 
     async fn respond(&self, call: &Call) -> Result<Reply, Error> {
         let request = &call.request;
-        // A base path mapping or a named stage stands before the route.
-        if !request.path().ends_with(E::PATH) {
-            return Err(Error::new(Code::RouteNotFound, format!("This function serves {} {}", E::METHOD, E::PATH)));
-        }
-        if request.method() != E::METHOD {
-            return Err(Error::new(Code::MethodNotAllowed, format!("Only {} is allowed here", E::METHOD))
-                .with("allow", E::METHOD));
+        let (method, parameter) = route(E::ROUTES, request)?;
+        if !parameter.is_empty() {
+            let _ = call.parameter.set(request::decoded(parameter, "The path")?.into_owned());
         }
         let authorization: Vec<&str> = request.header("authorization").into_iter().collect();
         let principal = self.authenticator.authenticate(&authorization, call.deadline.instant()).await;
         let principal = principal?;
         let _ = call.principal.set(principal.subject().to_owned());
-        let may = principal.may::<E::Action>()?;
+        let may = E::Permission::ask(principal, method)?;
         self.endpoint.call(&may, call).await
+    }
+}
+
+/// Which of the routes a request takes: its method, and what stands for the path's parameter.
+fn route<'a>(routes: &[Route], request: &'a Request) -> Result<(&'static str, &'a str), Error> {
+    let found: Vec<_> =
+        routes.iter().filter_map(|(method, path)| Some((*method, fits(path, request.path())?))).collect();
+    if found.is_empty() {
+        let served: Vec<_> = routes.iter().map(|(method, path)| format!("{method} {path}")).collect();
+        return Err(Error::new(Code::RouteNotFound, format!("This function serves {}", served.join(", "))));
+    }
+    found.iter().find(|(method, _)| *method == request.method()).copied().ok_or_else(|| {
+        let allow = found.iter().map(|(method, _)| *method).collect::<Vec<_>>().join(", ");
+        Error::new(Code::MethodNotAllowed, format!("Only {allow} is allowed here")).with("allow", allow)
+    })
+}
+
+/// Whether a path is the route's: what stands for its parameter, or nothing of it where it has none. A base path mapping
+/// or a named stage stands before the route.
+fn fits<'a>(route: &str, path: &'a str) -> Option<&'a str> {
+    let Some((collection, _)) = route.split_once('{') else { return path.ends_with(route).then_some("") };
+    let (before, parameter) = path.split_at(path.rfind('/')? + 1);
+    (before.ends_with(collection) && !parameter.is_empty()).then_some(parameter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTES: &[Route] =
+        &[("GET", "/the/things"), ("GET", "/the/things/{thing}"), ("DELETE", "/the/things/{thing}")];
+
+    fn taken(method: &str, path: &str) -> Result<(&'static str, String), (Code, String)> {
+        let event = serde_json::json!({ "rawPath": path, "requestContext": { "http": { "method": method } } });
+        let request = Request::new(serde_json::from_value(event).expect("an event"));
+        let taken = route(ROUTES, &request).map(|(method, parameter)| (method, parameter.to_owned()));
+        taken.map_err(|error| (error.code(), error.members().get("allow").map_or(String::new(), ToString::to_string)))
+    }
+
+    #[test]
+    fn a_resource_has_a_path_for_all_and_one_for_each() {
+        assert_eq!(taken("GET", "/the/things"), Ok(("GET", String::new())));
+        assert_eq!(taken("DELETE", "/prod/v1/the/things/a%20b"), Ok(("DELETE", "a%20b".to_owned())));
+        assert_eq!(taken("GET", "/the/things/things"), Ok(("GET", "things".to_owned())));
+        assert_eq!(taken("DELETE", "/the/things"), Err((Code::MethodNotAllowed, "\"GET\"".to_owned())));
+        assert_eq!(taken("HEAD", "/the/things/a"), Err((Code::MethodNotAllowed, "\"GET, DELETE\"".to_owned())));
+        for path in [
+            "",
+            "/",
+            "things",
+            "/the/things/",
+            "/the/things/a/b",
+            "/the/thing",
+            "/xthe/things",
+            "/the/things//",
+            "/the/Things/a",
+        ] {
+            assert_eq!(taken("GET", path), Err((Code::RouteNotFound, String::new())), "{path}");
+        }
     }
 }

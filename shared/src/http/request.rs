@@ -91,9 +91,7 @@ impl Request {
     /// What is not UTF-8 is refused too: decoded with replacement characters, two names would become one.
     pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
         let raw = &self.event.raw_query_string;
-        if percent_decode_str(raw).decode_utf8().is_err() {
-            return Err(Error::new(Code::InvalidParameter, "The query is not UTF-8"));
-        }
+        decoded(raw, "The query")?;
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
         for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
             let Some(known) = known.iter().find(|known| **known == name) else {
@@ -170,6 +168,15 @@ impl Query<'_> {
     pub fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Error> {
         self.get(name).map_or(Ok(default), |word| one_of(name, Some(word), choices))
     }
+}
+
+/// Percent-encoded text of a URL, decoded. `400` where it is not UTF-8.
+///
+/// API Gateway decodes a path or not, depending on the kind of the API. No name that is legal here holds a percent sign,
+/// so what it has decoded stays as it is.
+pub fn decoded<'a>(text: &'a str, what: &str) -> Result<Cow<'a, str>, Error> {
+    let not_text = |_| Error::new(Code::InvalidParameter, format!("{what} is not UTF-8"));
+    percent_decode_str(text).decode_utf8().map_err(not_text)
 }
 
 /// What one of a few words stands for; `400 invalid_parameter` for any other word, or none.
