@@ -1,5 +1,6 @@
 //! What the product promises, tried on the real stack: a file per behaviour.
 
+mod wire;
 mod world;
 
 mod adversity;
@@ -15,3 +16,4 @@ mod observability;
 mod retention;
 mod secrets;
 mod side_by_side;
+mod steps;

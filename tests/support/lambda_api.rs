@@ -41,7 +41,7 @@ pub enum Failure {
 }
 
 /// Servers outlive the test that started them, so they do not live on its runtime.
-static SERVERS: LazyLock<Runtime> = LazyLock::new(|| {
+pub(crate) static SERVERS: LazyLock<Runtime> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     runtime.unwrap_or_else(|e| panic!("the servers' runtime: {e}"))
 });

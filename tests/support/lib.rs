@@ -6,6 +6,7 @@
 //!
 //! - [`Stack`]: the running services, tokens, Kafka's own tools, Python clients. Tests share one: [`Stack::shared`].
 //! - [`Broker`]: a Kafka that can be stopped, killed, paused and started again on the same port and data.
+//! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
 //! - [`Event`]: the API Gateway event a function is invoked with.
 //!
@@ -23,6 +24,7 @@ mod kafka;
 mod keycloak;
 mod lambda_api;
 pub mod process;
+mod proxy;
 mod pushgateway;
 mod run;
 mod stack;
@@ -35,6 +37,7 @@ pub use install::kafka_version;
 pub use kafka::Broker;
 pub use lambda_api::Failure;
 pub use process::Process;
+pub use proxy::{Api, At, Held, Proxy};
 pub use run::{free_port, progress};
 pub use stack::Stack;
 pub use watch::Gateway;

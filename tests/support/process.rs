@@ -129,8 +129,21 @@ impl Process {
     }
 
     /// Stops it in its tracks (SIGSTOP), as Lambda freezes a sandbox.
+    ///
+    /// A signal is only the beginning: on a busy machine the threads go on for some time, each until it is stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        while self.exited().is_none() && self.threads().any(|state| !matches!(state, 'T' | 'Z' | 'X')) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The states of its threads, as the kernel names them. Elsewhere than on Linux there are none to be seen.
+    fn threads(&self) -> impl Iterator<Item = char> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        // The name before it may hold anything.
+        stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next())
     }
 
     /// Lets it go on after [`Process::freeze`].

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::OnceCell;
 
 use crate::compose::{self, Compose};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::install;
 use crate::kafka::Broker;
 use crate::keycloak::{self, Tokens};
 use crate::process::{Process, output, supervised};
+use crate::proxy::Proxy;
 use crate::pushgateway;
 use crate::run::{RunDir, free_port, progress};
 
@@ -107,8 +108,22 @@ impl Stack {
     }
 
     async fn try_extra_broker(&self, settings: &[(&str, &str)]) -> Result<Broker> {
+        self.broker_on(free_port()?, settings).await
+    }
+
+    /// Another broker, alone, that clients reach through a [`Proxy`] only.
+    pub async fn proxied_broker(&self) -> (Broker, Proxy) {
+        let started = async {
+            let port = free_port()?;
+            let proxy = Proxy::start(port).await?;
+            let advertised = format!("PLAINTEXT://{}", proxy.bootstrap());
+            Ok::<_, Error>((self.broker_on(port, &[("advertised.listeners", &advertised)]).await?, proxy))
+        };
+        started.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    async fn broker_on(&self, port: u16, settings: &[(&str, &str)]) -> Result<Broker> {
         let name = format!("kafka-{}", self.extra.fetch_add(1, Ordering::Relaxed));
-        let port = free_port()?;
         match &self.services {
             Services::Local { kafka_libs, .. } => {
                 let data = self.run.data(&name)?;

@@ -1,0 +1,267 @@
+//! Functions that die, freeze or lose their connection at each single step of the protocol: each record once.
+//!
+//! A step is a request to Kafka, or its answer, caught on the wire (`wire.rs`, `tests/support/proxy.rs`).
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::AdminOptions;
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::{Value, json};
+use tests::{Api, At, Event, Stack};
+
+use crate::consume::{offsets, raw_consumer};
+use crate::wire::{ACKNOWLEDGE, BATCH, CALLS, Case, Fault, RECORDS, Wire, cases, each};
+use crate::world::{Answer, PRODUCE, admin, consume, topic_on, unique};
+
+/// What a lease lasts at least. Others wait for its end where its holder is gone.
+const LEASE: Duration = Duration::from_secs(1);
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a consume call asks of Kafka, in this order; how many requests of the kind pass before.
+const CONSUMING: [(Api, usize); 10] = [
+    (Api::Metadata, 0),
+    (Api::FindCoordinator, 0),
+    (Api::OffsetFetch, 0), // the look
+    (Api::ListOffsets, 0),
+    (Api::Fetch, 0),
+    (Api::InitProducerId, 0),
+    (Api::OffsetFetch, 1), // under the claim
+    (Api::AddOffsetsToTxn, 0),
+    (Api::TxnOffsetCommit, 0),
+    (Api::EndTxn, 0),
+];
+
+/// The same for an acknowledgement.
+const ACKNOWLEDGING: [(Api, usize); 7] = [
+    (Api::Metadata, 0),
+    (Api::FindCoordinator, 0),
+    (Api::InitProducerId, 0),
+    (Api::OffsetFetch, 0),
+    (Api::AddOffsetsToTxn, 0),
+    (Api::TxnOffsetCommit, 0),
+    (Api::EndTxn, 0),
+];
+
+fn all() -> Vec<i64> {
+    (0..RECORDS).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_call_has_not_committed_goes_to_the_next() {
+    each(cases(&CONSUMING), async |wire, case| {
+        let group = unique("group");
+        let event = wire.consuming(&group, "");
+        let (answer, drained) = wire.strike(case, ("consume", event), async || wire.drain(&group).await).await;
+        let mut got = match answer {
+            None if case.commits() => (0..BATCH).collect(), // skipped: at most once
+            None => Vec::new(),
+            Some(answer) => {
+                let got = offsets(answer.messages());
+                assert!(!got.is_empty() || case.fault != Fault::Cut, "what it was not told it asked again");
+                got
+            }
+        };
+        got.extend(drained);
+        got.sort_unstable();
+        assert_eq!(got, all(), "each once");
+        assert_eq!(wire.committed(&group), Some(RECORDS));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_call_has_leased_goes_to_the_next_when_the_lease_is_over() {
+    each(cases(&CONSUMING), async |wire, case| {
+        let group = unique("group");
+        let lease = format!("&ack=manual&lease_ms={}", LEASE.as_millis());
+        let event = wire.consuming(&group, &lease);
+        let begun = Instant::now();
+        let others = async || {
+            let (mut accepted, mut attempt, mut after) = (Vec::new(), None, Duration::ZERO);
+            for _ in 0..CALLS {
+                if accepted.last() == Some(&(RECORDS - 1)) {
+                    break;
+                }
+                let answer = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&timeout_ms=3000").await;
+                let Some(first) = answer.messages().first() else { continue };
+                if attempt.is_none() {
+                    (attempt, after) = (first["delivery_attempt"].as_i64(), begun.elapsed());
+                }
+                wire.acknowledge(&accept(&answer)).await.ok();
+                accepted.extend(offsets(answer.messages()));
+            }
+            (accepted, attempt, after)
+        };
+        let (answer, (accepted, attempt, after)) = wire.strike(case, ("consume", event), others).await;
+        assert_eq!(accepted, all(), "each accepted once, in order");
+        let answered = answer.as_ref().is_some_and(|answer| !answer.messages().is_empty());
+        assert!(answered || case.fault != Fault::Cut, "what it was not told it asked again");
+        let leased = case.commits() || answered;
+        assert_eq!(attempt, Some(if leased { 2 } else { 1 }));
+        assert!(!leased || after >= LEASE, "in two live hands");
+        if let Some(answer) = answer {
+            assert_eq!(offsets(answer.messages()), if leased { (0..BATCH).collect() } else { Vec::new() });
+            if leased {
+                let late = wire.acknowledge(&accept(&answer)).await;
+                assert_eq!((late.status, late.code()), (409, "lease_lost"));
+            }
+        }
+        assert_eq!(wire.committed(&group), Some(RECORDS));
+    })
+    .await;
+}
+
+fn accept(answer: &Answer) -> Value {
+    json!({ "token": answer.body["lease"]["token"], "type": "accept" })
+}
+
+/// Leases the first records and lets the fault happen to an acknowledgement of them, which another function then repeats.
+/// Others get what is left of the group; from where on, is returned.
+async fn acknowledge_and_repeat(wire: &Wire, case: Case, mut body: Value) -> i64 {
+    let group = unique("group");
+    let query = format!("&ack=manual&lease_ms=30000&limit={BATCH}");
+    let leased = consume(&wire.consumer, &wire.topic, &group, &query).await;
+    assert_eq!(offsets(leased.messages()), (0..BATCH).collect::<Vec<_>>());
+    body["token"] = leased.body["lease"]["token"].clone();
+    let event = Event::post(ACKNOWLEDGE).json(&body);
+    let others = async || {
+        let again = wire.acknowledge(&body).await.ok();
+        let committed = again["results"][0]["committed"].as_i64();
+        if body["type"] != "release" && committed < Some(BATCH) {
+            wire.acknowledge(&accept(&leased)).await.ok();
+        }
+        (again, wire.drain(&group).await)
+    };
+    let (answer, (again, drained)) = wire.strike(case, ("acknowledge", event), others).await;
+    if let Some(answer) = answer {
+        if case.fault == Fault::Cut {
+            assert_eq!(answer.ok()["results"][0]["status"], again["results"][0]["status"]);
+        } else if answer.status != 200 {
+            // Renewed, accepted and forgotten meanwhile.
+            assert_eq!((answer.status, answer.code()), (409, "lease_lost"));
+        }
+    }
+    assert_eq!(wire.committed(&group), Some(RECORDS), "nothing moves when it thaws");
+    drained[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_acknowledgement_can_be_repeated_and_counts_once() {
+    each(cases(&ACKNOWLEDGING), async |wire, case| {
+        for (body, from) in [
+            (json!({ "type": "accept" }), BATCH),
+            (json!({ "type": "accept", "through": { "0": 1 } }), BATCH),
+            (json!({ "type": "release" }), 0),
+            (json!({ "type": "renew" }), BATCH),
+        ] {
+            // What only breaks or freezes does so in the same steps, whatever they commit.
+            if case.fault != Fault::Killed && body != json!({ "type": "accept" }) {
+                continue;
+            }
+            assert_eq!(acknowledge_and_repeat(wire, case, body).await, from);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_that_nobody_repeats_is_done_or_its_records_come_again() {
+    let killed = cases(&ACKNOWLEDGING).into_iter().filter(|case| case.fault == Fault::Killed).collect();
+    each(killed, async |wire, case| {
+        let group = unique("group");
+        let query = format!("&ack=manual&lease_ms={}&limit={BATCH}", LEASE.as_millis());
+        let leased = consume(&wire.consumer, &wire.topic, &group, &query).await;
+        let event = Event::post(ACKNOWLEDGE).json(&accept(&leased));
+        let (_, drained) = wire.strike(case, ("acknowledge", event), async || wire.drain(&group).await).await;
+        let from = if case.commits() { BATCH } else { 0 };
+        assert_eq!(drained, (from..RECORDS).collect::<Vec<_>>(), "none lost, none accepted and handed out again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_written_once_whatever_happens_to_its_request() {
+    each(cases(&[(Api::Produce, 0)]), async |wire, case| {
+        let server = wire.broker.bootstrap();
+        let topic = topic_on(&server, 1, &[]).await;
+        let event = Event::post(PRODUCE).json(&json!({ "topic": topic, "value": "v" }));
+        let (answer, ()) = wire.strike(case, ("produce", event), async || ()).await;
+        let written = if let Some(answer) = answer {
+            assert_eq!(answer.ok()["offset"], 0, "what the broker had not said it was asked again");
+            true
+        } else {
+            case.at == At::Answer
+        };
+        let (_, end) = raw_consumer(&server, "-", &[]).fetch_watermarks(&topic, 0, PATIENCE).expect("watermarks");
+        assert_eq!(end, i64::from(written));
+    })
+    .await;
+}
+
+/// What tools, or time, do to a group's offsets.
+#[derive(Debug, Clone, Copy)]
+enum Moved {
+    Reset(i64),
+    Deleted,
+}
+
+impl Moved {
+    async fn apply(self, wire: &Wire, group: &str) {
+        let server = wire.broker.bootstrap();
+        match self {
+            Moved::Reset(to) => {
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(&wire.topic, 0, Offset::Offset(to)).expect("an offset");
+                raw_consumer(&server, group, &[]).commit(&list, CommitMode::Sync).expect("reset");
+            }
+            Moved::Deleted => {
+                let deleted = admin(&server).delete_groups(&[group], &AdminOptions::new()).await.expect("an answer");
+                assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
+    let wire = Wire::shared().await;
+    let bearer = Stack::shared().await.token("gateway-full").await;
+    for moved in [Moved::Reset(9), Moved::Reset(1), Moved::Deleted] {
+        let from = if let Moved::Reset(to) = moved { to } else { 0 };
+        let expected: Vec<i64> = (from..RECORDS.min(from + BATCH)).collect();
+        for more in ["", "&ack=manual"] {
+            // The call has seen the position, and reads it once more before it commits.
+            for (api, passing) in [(Api::Fetch, 0), (Api::InitProducerId, 0), (Api::OffsetFetch, 1)] {
+                let group = unique("group");
+                consume(&wire.consumer, &wire.topic, &group, &format!("&limit={BATCH}")).await.messages();
+                let (victim, id) = wire.victim("consume").await;
+                let caught = wire.proxy.catch(&id, (api, At::Request), "", passing);
+                let event = wire.consuming(&group, more).bearer(&bearer).build();
+                let (answer, ()) = tokio::join!(victim.invoke(event), async {
+                    let held = caught.await.expect("it is sent");
+                    moved.apply(wire, &group).await;
+                    held.pass();
+                });
+                let answer = Answer::read(&answer);
+                assert_eq!(offsets(answer.messages()), expected, "{moved:?} at {api:?} {passing}");
+                let committed = if more.is_empty() { expected.last().map(|last| last + 1) } else { Some(from) };
+                assert_eq!(wire.committed(&group), committed, "{moved:?} at {api:?} {passing}");
+            }
+        }
+        let group = unique("group");
+        let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
+        let (victim, id) = wire.victim("acknowledge").await;
+        let caught = wire.proxy.catch(&id, (Api::OffsetFetch, At::Request), "", 0);
+        let event = Event::post(ACKNOWLEDGE).json(&accept(&leased)).bearer(&bearer).build();
+        let (answer, ()) = tokio::join!(victim.invoke(event), async {
+            let held = caught.await.expect("it is sent");
+            moved.apply(wire, &group).await;
+            held.pass();
+        });
+        let answer = Answer::read(&answer);
+        assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{moved:?}");
+        assert_eq!(wire.committed(&group), matches!(moved, Moved::Reset(_)).then_some(from), "{moved:?}");
+    }
+}
