@@ -12,15 +12,13 @@ use crate::auth::{May, Read};
 use crate::config::{Config, Delivery};
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::Query;
-use crate::http::{Call, Endpoint, Reply, Response, Route};
+use crate::http::{Call, Endpoint, Reply, Route};
 use crate::kafka::consumers::Consumers;
 use crate::kafka::retention::Retention;
+use crate::messages::{self, Wanted};
 use crate::metrics::{self, Direction};
 use crate::names::{GroupId, TopicName};
-use crate::record::{self, Format, Formats, Record};
-
-/// The ceiling for `max_bytes`: Lambda's limit for an answer is 6 MB, and what is not counted here must fit as well.
-const MAX_BYTES: usize = 6_000_000;
+use crate::record::{self, Formats};
 
 /// `lease_ms`: the shortest, the default, the longest.
 pub const LEASE_MS: (u64, u64, u64) = (1_000, 30_000, 600_000);
@@ -100,7 +98,7 @@ impl Params {
     ];
 
     fn read(query: &Query<'_>) -> Result<Self, Error> {
-        let format = query.choice("format", Format::Auto, Format::WORDS)?;
+        let Wanted { limit, timeout, max_bytes, formats } = Wanted::read(query)?;
         let manual = query.choice("ack", false, &[("auto", false), ("manual", true)])?;
         if query.get("lease_ms").is_some() && !manual {
             return Err(Error::new(Code::InvalidParameter, "lease_ms: goes with ack=manual only"));
@@ -110,16 +108,13 @@ impl Params {
         Ok(Self {
             topic: TopicName::parse(query.required("topic")?)?,
             group: GroupId::parse(query.required("group_id")?)?,
-            limit: query.number("limit", 100, 1..=1000)?,
-            timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)?),
-            max_bytes: query.number("max_bytes", MAX_BYTES, 1..=MAX_BYTES)?,
+            limit,
+            timeout,
+            max_bytes,
             latest: query.choice("start", false, &[("earliest", false), ("latest", true)])?,
             manual,
             lease_ms,
-            formats: Formats {
-                key: query.choice("key_format", format, Format::WORDS)?,
-                value: query.choice("value_format", format, Format::WORDS)?,
-            },
+            formats,
         })
     }
 
@@ -132,7 +127,7 @@ impl Params {
     /// What the records of one answer may weigh.
     fn budget(&self) -> usize {
         let lease = if self.manual { 2 * record::weight(&self.head()) + LEASE_WEIGHT } else { 0 };
-        self.max_bytes.saturating_sub(Response::ENVELOPE_BYTES + record::weight(&self.head()) + lease + 2)
+        messages::budget(self.max_bytes, record::weight(&self.head()) + lease + 2)
     }
 }
 
@@ -141,24 +136,13 @@ const LEASE_WEIGHT: usize = 512;
 
 impl Session {
     fn answer(&self, batches: &[Batch]) -> String {
-        let messages = || batches.iter().flat_map(|batch| &batch.messages);
-        let mut body = self.params.head();
-        body.reserve(messages().map(|message| message.len() + 1).sum::<usize>() + 2);
-        for (index, message) in messages().enumerate() {
-            if index > 0 {
-                body.push(',');
-            }
-            body.push_str(message);
-        }
-        body.push(']');
+        let mut tail = "]}".to_owned();
         if self.params.manual && !batches.is_empty() {
             let partitions = batches.iter().map(|batch| batch.partition).collect();
             let until = batches.iter().filter_map(|batch| batch.until).min();
-            body.push_str(",\"lease\":");
-            body.push_str(&self.lease(partitions, until).to_string());
+            tail = format!("],\"lease\":{}}}", self.lease(partitions, until));
         }
-        body.push('}');
-        body
+        messages::body(&self.params.head(), batches.iter().flat_map(|batch| &batch.messages), &tail)
     }
 
     /// A lease as the caller sees it.
@@ -176,28 +160,4 @@ struct Batch {
     bytes: usize,
     /// When its lease expires, if it has one.
     until: Option<u64>,
-}
-
-/// How many of `records` one answer takes, rendered: at most `limit`, at most `budget` of weight.
-fn choose<'a>(
-    records: impl IntoIterator<Item = &'a Record>,
-    partition: i32,
-    formats: Formats,
-    attempt: impl Fn(i64) -> Option<u32>,
-    limit: usize,
-    budget: usize,
-) -> Vec<String> {
-    let mut left = budget;
-    let mut chosen = Vec::new();
-    for record in records.into_iter().take(limit) {
-        // Not even its bytes would fit: spare the rendering.
-        if record.bytes() > left {
-            break;
-        }
-        let message = record::encode(record, partition, formats, attempt(record.offset));
-        let Some(rest) = left.checked_sub(record::weight(&message) + 1) else { break };
-        left = rest;
-        chosen.push(message);
-    }
-    chosen
 }

@@ -34,6 +34,7 @@ pub mod http;
 pub mod kafka;
 pub mod lease;
 pub mod lifecycle;
+pub mod messages;
 pub mod metrics;
 pub mod names;
 pub mod produce;

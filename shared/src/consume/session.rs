@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
-use super::{Batch, Params, choose};
+use super::{Batch, Params};
 use crate::auth::{Authorized, Read};
 use crate::config::Delivery;
 use crate::deadline::Deadline;
@@ -21,6 +21,7 @@ use crate::kafka::handover::{Ack, Ask, Slot, Stepped, Taken};
 use crate::kafka::position::{Position, now_ms};
 use crate::kafka::retention::Retention;
 use crate::lease::Token;
+use crate::messages::choose;
 use crate::record::Record;
 
 /// How long a partition is left to the function that committed there last, as long as others have records. Longer than
