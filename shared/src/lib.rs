@@ -31,6 +31,7 @@ pub mod errors;
 #[cfg(test)]
 mod fake_server;
 pub mod http;
+pub mod incoming;
 pub mod kafka;
 pub mod lease;
 pub mod lifecycle;

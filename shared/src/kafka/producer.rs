@@ -41,6 +41,14 @@ pub struct NewRecord {
     pub timestamp: Option<i64>,
 }
 
+impl NewRecord {
+    /// What its key and value weigh.
+    pub fn bytes(&self) -> u64 {
+        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len) as u64;
+        len(&self.key) + len(&self.value)
+    }
+}
+
 /// Where a record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {

@@ -1,0 +1,195 @@
+//! A record as a produce request describes it, one way for `produce` and for each record of a batch:
+//! [`read`](Incoming::read) its members, ask whether the caller may write to its topic, then [`encode`](Incoming::encode).
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::errors::{Code, Error};
+use crate::http::request::{Request, one_of};
+use crate::kafka::producer::NewRecord;
+use crate::names::TopicName;
+use crate::record::{self, Format, Header};
+
+/// A request's record whose members are known to be well-formed. Key and value are still as they were sent, since what
+/// they become may depend on the topic.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    topic: TopicName,
+    key: Option<Content<'a>>,
+    value: Content<'a>,
+    headers: Vec<Header>,
+    partition: Option<i32>,
+    timestamp: Option<i64>,
+}
+
+/// A key or a value as it was sent, and how it is meant.
+#[derive(Debug)]
+struct Content<'a> {
+    json: &'a RawValue,
+    format: Format,
+}
+
+/// The members of a record, each still as it was sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    #[serde(borrow, default, deserialize_with = "record::present")]
+    topic: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "record::present")]
+    key: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "record::present")]
+    value: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    headers: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partition: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    timestamp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    key_format: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    value_format: Option<&'a RawValue>,
+}
+
+impl<'a> Incoming<'a> {
+    /// Reads a record. No error repeats what was sent.
+    pub fn read(json: &'a [u8]) -> Result<Self, Error> {
+        let members: Members<'_> = record::body(json)?;
+        let topic = members.topic.ok_or_else(|| Error::new(Code::MissingParameter, "topic: is required"))?;
+        let topic: String = member(topic, "topic: must be a string")?;
+        let topic = TopicName::parse(&topic)?;
+        let value = members.value.ok_or_else(|| {
+            Error::new(Code::MissingParameter, "value: is required; null writes a tombstone, \"\" an empty value")
+        })?;
+        let (key_format, value_format) =
+            (format(members.key_format, "key_format")?, format(members.value_format, "value_format")?);
+        Ok(Self {
+            topic,
+            key: members.key.map(|json| Content { json, format: key_format }),
+            value: Content { json: value, format: value_format },
+            headers: members.headers.map(record::decode_headers).transpose()?.unwrap_or_default(),
+            partition: members.partition.map(|partition| at_least(0, partition, PARTITION)).transpose()?,
+            timestamp: members.timestamp.map(|timestamp| at_least(1, timestamp, TIMESTAMP)).transpose()?,
+        })
+    }
+
+    /// Where it is to be written.
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    /// Makes the record's bytes of it.
+    pub fn encode(self, request: &Request) -> Result<NewRecord, Error> {
+        let encode = |content: Content<'_>, field| record::decode(content.json, content.format, field);
+        let mut record = NewRecord {
+            key: self.key.map(|key| encode(key, "key")).transpose()?.flatten(),
+            value: encode(self.value, "value")?,
+            headers: self.headers,
+            partition: self.partition,
+            timestamp: self.timestamp,
+        };
+        add_trace(&mut record, request);
+        Ok(record)
+    }
+}
+
+const PARTITION: &str = "partition: must be a whole number from 0";
+
+/// Why 0 is refused: librdkafka takes it for "now", and the record would be written with another time than was asked.
+const TIMESTAMP: &str = "timestamp: must be milliseconds since 1970, from 1";
+
+fn member<T: serde::de::DeserializeOwned>(json: &RawValue, problem: &'static str) -> Result<T, Error> {
+    serde_json::from_str(json.get()).map_err(|_| Error::new(Code::InvalidParameter, problem))
+}
+
+fn at_least<T>(least: T, json: &RawValue, problem: &'static str) -> Result<T, Error>
+where
+    T: PartialOrd + Copy + serde::de::DeserializeOwned,
+{
+    let number = member(json, problem)?;
+    if number >= least { Ok(number) } else { Err(Error::new(Code::InvalidParameter, problem)) }
+}
+
+fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error> {
+    let Some(json) = json else { return Ok(Format::Auto) };
+    let word: Option<String> = serde_json::from_str(json.get()).ok();
+    one_of(field, word.as_deref(), Format::WORDS)
+}
+
+/// Hands the caller's trace on in the record's headers (W3C Trace Context), unless the caller gave headers of that name.
+fn add_trace(record: &mut NewRecord, request: &Request) {
+    let Some(parent) = request.trace_parent() else { return };
+    let given = |name: &str| record.headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
+    if given("traceparent") || given("tracestate") {
+        return;
+    }
+    record.headers.push(("traceparent".into(), Some(parent.header.into())));
+    if let Some(state) = request.header("tracestate").filter(|state| !state.is_empty()) {
+        record.headers.push(("tracestate".into(), Some(state.into())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::request::Event;
+
+    /// A record's topic and what is written there, as the request has no trace.
+    fn parse(body: &[u8]) -> Result<(TopicName, NewRecord), Error> {
+        let incoming = Incoming::read(body)?;
+        Ok((incoming.topic().clone(), incoming.encode(&Request::new(Event::default()))?))
+    }
+
+    fn code(body: &str) -> Code {
+        parse(body.as_bytes()).expect_err(body).code()
+    }
+
+    #[test]
+    fn every_bad_body_has_its_code_and_repeats_nothing() {
+        for (body, expected) in [
+            ("", Code::InvalidJson),
+            ("{", Code::InvalidJson),
+            ("{\"topic\":\"t\",\"value\":1} x", Code::InvalidJson),
+            ("[]", Code::InvalidParameter),
+            ("[\"t\",null,\"v\"]", Code::InvalidParameter),
+            ("\"s3cret\"", Code::InvalidParameter),
+            ("null", Code::InvalidParameter),
+            ("{\"value\":1}", Code::MissingParameter),
+            ("{\"topic\":\"t\"}", Code::MissingParameter),
+            ("{\"topic\":null,\"value\":1}", Code::InvalidParameter),
+            ("{\"topic\":1,\"value\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"a b\",\"value\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"s3cret\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"x, expected s3cret at line 1\":1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"value\":2}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"partition\":-1}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"partition\":1.5}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"partition\":2147483648}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"partition\":\"0\"}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"timestamp\":-5}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"timestamp\":0}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"timestamp\":\"now\"}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"value_format\":\"avro\"}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"key_format\":7}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"value_format\":\"string\"}", Code::UnprocessableRecord),
+        ] {
+            let error = parse(body.as_bytes()).expect_err(body);
+            assert_eq!(error.code(), expected, "{body}");
+            assert!(!format!("{:?}", error.chain()).contains("s3cret"), "{body}");
+        }
+        assert_eq!(parse(b"{\"topic\":\"t\",\"value\":\"\xff\"}").expect_err("UTF-8").code(), Code::InvalidJson);
+        assert_eq!(code(&"[".repeat(100_000)), Code::InvalidJson);
+        assert_eq!(code(&format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))), Code::InvalidParameter);
+    }
+
+    #[test]
+    fn null_members_are_absent_but_for_value() {
+        let (topic, record) = parse(
+            br#"{"topic":"t","value":null,"key":null,"headers":null,"partition":null,"timestamp":null,"key_format":null}"#,
+        )
+        .expect("valid");
+        assert_eq!(topic.as_str(), "t");
+        assert!(record.value.is_none() && record.key.is_none() && record.headers.is_empty());
+        assert!(record.partition.is_none() && record.timestamp.is_none());
+    }
+}
