@@ -46,6 +46,8 @@ codes! {
     InvalidParameter = "invalid_parameter", 400, 400, "A parameter is not valid";
     /// A parameter or a member of the body is missing.
     MissingParameter = "missing_parameter", 400, 400, "A parameter is missing";
+    /// The log does not hold this offset.
+    OffsetOutOfRange = "offset_out_of_range", 400, 400, "The offset is outside of the log";
     /// No bearer token came with the request.
     MissingToken = "missing_token", 401, 40101, "A bearer token is required";
     /// The token is not one that this service accepts.
@@ -98,6 +100,7 @@ impl Code {
             Self::InvalidJson
             | Self::InvalidParameter
             | Self::MissingParameter
+            | Self::OffsetOutOfRange
             | Self::MissingToken
             | Self::InvalidToken
             | Self::ExpiredToken

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use self::claims::{Rules, Token};
 use self::jwks::KeyCache;
-pub use self::rbac::{Action, Admin, Authorized, Describe, Fetch, May, Principal, Read, Write};
+pub use self::rbac::{Action, Admin, Authorized, Describe, Fetch, GroupReader, May, Principal, Read, Write};
 use crate::config::OidcConfig;
 use crate::errors::{Code, Error};
 

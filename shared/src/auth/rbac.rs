@@ -197,6 +197,29 @@ impl<A: Action> May<A> {
     }
 }
 
+impl May<Read> {
+    /// Whether there may be a topic that the caller can read for this group. `403 topic_forbidden` otherwise. Which ones,
+    /// [`Self::reaches`] says.
+    pub fn of_group(&self, group: GroupId) -> Result<GroupReader, Error> {
+        let names = |grant: &Grant| grant.role == Role::Consumer && matches(&grant.groups, group.as_str());
+        if !self.principal.0.grants.iter().any(names) {
+            return Err(Error::new(Code::TopicForbidden, "No role of the caller allows this group"));
+        }
+        Ok(GroupReader(group))
+    }
+}
+
+/// Proof that a caller may read some topic for a group. Only [`May::of_group`] makes it.
+#[derive(Debug)]
+pub struct GroupReader(GroupId);
+
+impl GroupReader {
+    /// The group.
+    pub fn group(&self) -> &GroupId {
+        &self.0
+    }
+}
+
 /// Proof that a caller may do this, here. Only [`May::on`] makes it, and Kafka is reached with nothing less.
 #[derive(Debug, Clone)]
 pub struct Authorized<A: Action> {
@@ -434,6 +457,22 @@ mod tests {
         assert_eq!(reads(&roles, "b", "g2"), Ok(()));
         assert_eq!(reads(&roles, "a", "g2"), TOPIC_FORBIDDEN);
         assert_eq!(writes(&["kafka_producer:write:a", "kafka_producer:write"], "b"), Ok(()));
+    }
+
+    #[test]
+    fn a_group_is_read_where_a_grant_of_it_names_a_topic() {
+        let of = |roles: &[&str], group: &str| {
+            let may = principal(roles).may::<Read>().map_err(|error| error.code())?;
+            may.of_group(GroupId::parse(group).expect("legal")).map(drop).map_err(|error| error.code())
+        };
+        let roles = ["kafka_consumer:read:a:g1", "kafka_consumer:read:b:g2*", "kafka_producer:write"];
+        assert_eq!(of(&roles, "g1"), Ok(()));
+        assert_eq!(of(&roles, "g22"), Ok(()));
+        assert_eq!(of(&roles, "g3"), TOPIC_FORBIDDEN);
+        assert_eq!(of(&["kafka_producer:write"], "g1"), FORBIDDEN);
+        let may = principal(&roles).may::<Read>().expect("a role");
+        let reaches = |name: &str| may.reaches(&(topic(name), GroupId::parse("g1").expect("legal")));
+        assert_eq!(["a", "b", "c", "__consumer_offsets"].map(reaches), [true, false, false, false]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::decide::{Intent, Verdict};
 use super::handover::{Hint, Slot, Stepped, Tools};
 use super::position::{Mark, Position};
 use super::{claim, group};
-use crate::auth::{Authorized, Read};
+use crate::auth::{Authorized, GroupReader, Read};
 use crate::config::{Delivery, KafkaConfig};
 use crate::deadline::Deadline;
 use crate::errors::Error;
@@ -92,7 +92,15 @@ impl Consumers {
 
     /// The handle of a group.
     pub async fn group(&self, of: &Authorized<Read>) -> Result<Arc<Group>, Error> {
-        let id = of.group();
+        self.open(of.group()).await
+    }
+
+    /// The same, where it is still to be seen which topics the caller may read.
+    pub async fn group_on_any_topic(&self, of: &GroupReader) -> Result<Arc<Group>, Error> {
+        self.open(of.group()).await
+    }
+
+    async fn open(&self, id: &GroupId) -> Result<Arc<Group>, Error> {
         let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = groups().get(id) {
             return Ok(Arc::clone(group));

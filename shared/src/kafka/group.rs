@@ -3,7 +3,7 @@
 //! All calls here block; they are made from `spawn_blocking`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
@@ -87,6 +87,18 @@ impl Group {
         Ok(partitions)
     }
 
+    /// All topics, with how many partitions each has.
+    pub fn topics(&self, patience: Duration) -> Result<Vec<(TopicName, i32)>, Error> {
+        let metadata = self.consumer.fetch_metadata(None, patience).map_err(unreachable)?;
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        there
+            .map(|topic| {
+                let partitions = i32::try_from(topic.partitions().len()).map_err(Error::internal)?;
+                Ok((TopicName::parse(topic.name())?, partitions))
+            })
+            .collect()
+    }
+
     /// Whether the topic was seen to exist.
     pub fn knows(&self, topic: &TopicName) -> bool {
         self.topics.knows(topic)
@@ -112,6 +124,10 @@ impl Group {
     /// The group's positions, in the order of `places`: an `OffsetFetch` that waits until no transaction is pending on
     /// them (KIP-447's `require_stable`).
     pub fn positions(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+        // librdkafka refuses to be asked for nothing.
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
         let asked = list(places, Offset::Invalid)?;
         let read = self.consumer.committed_offsets(asked, patience).map_err(unreachable)?;
         Ok(each(&read, places, |element| {
@@ -131,20 +147,44 @@ impl Group {
 
     /// The partitions' last stable offsets: below them, every record is decided.
     pub fn ends(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
-        self.offsets(places, Offset::End, patience)
+        self.bounds(places, Offset::End, patience)
     }
 
     /// The partitions' first offsets that are still there.
     pub fn starts(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
-        self.offsets(places, Offset::Beginning, patience)
+        self.bounds(places, Offset::Beginning, patience)
     }
 
-    /// One `ListOffsets` a leader, for all partitions at once. (librdkafka's watermark query takes two for each.)
-    fn offsets(&self, places: &[Place<'_>], which: Offset, patience: Duration) -> Result<Offsets, Error> {
+    fn bounds(&self, places: &[Place<'_>], which: Offset, patience: Duration) -> Result<Offsets, Error> {
+        let none = || Error::internal("ListOffsets answered nothing");
+        let found = self.offsets(places, which, patience)?;
+        Ok(found.into_iter().map(|offset| offset?.ok_or_else(none)).collect())
+    }
+
+    /// The partitions' first offsets of this time (milliseconds since 1970) or later; their ends, where there is none.
+    pub fn at_time(&self, places: &[Place<'_>], time: i64, patience: Duration) -> Result<Offsets, Error> {
+        let begun = Instant::now();
+        let found = self.offsets(places, Offset::Offset(time), patience)?;
+        let ends = self.ends(places, patience.saturating_sub(begun.elapsed()))?;
+        Ok(found.into_iter().zip(ends).map(|(found, end)| found?.map_or(end, Ok)).collect())
+    }
+
+    /// One `ListOffsets` a leader, for all partitions at once. (librdkafka's watermark query takes two for each.) None,
+    /// where no record has the time that was asked for.
+    fn offsets(
+        &self,
+        places: &[Place<'_>],
+        which: Offset,
+        patience: Duration,
+    ) -> Result<Vec<Result<Option<i64>, Error>>, Error> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
         let asked = list(places, which)?;
         let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable)?;
         Ok(each(&read, places, |element| match element.offset() {
-            Offset::Offset(offset) => Ok(offset),
+            Offset::Offset(offset) => Ok(Some(offset)),
+            Offset::End => Ok(None),
             other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
         }))
     }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod fetch;
 pub mod group;
 pub mod handover;
+pub mod lag;
 pub mod position;
 pub mod producer;
 pub mod retention;

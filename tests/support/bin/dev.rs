@@ -52,6 +52,8 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("GET", "/kafka/consumer/consume"),
         gateway.answers("POST", "/kafka/consumer/acknowledge"),
+        gateway.answers("POST", "/kafka/consumer/seek"),
+        gateway.answers("GET", "/kafka/consumer/lag"),
     )?;
     progress("ready");
     println!("{}", instructions(stack, gateway).await?);
