@@ -4,6 +4,7 @@ mod wire;
 mod world;
 
 mod adversity;
+mod cluster;
 mod consume;
 mod faults;
 mod http;
@@ -13,6 +14,7 @@ mod issuer;
 mod kit;
 mod lag;
 mod leases;
+mod life;
 mod observability;
 mod retention;
 mod secrets;

@@ -73,6 +73,13 @@ pub(crate) async fn all() -> Result<Installed> {
     Ok(Installed { kafka_libs, keycloak, keycloak_realm, pushgateway })
 }
 
+/// Kafka's jars alone, for what containers do not do.
+pub(crate) async fn kafka_libs() -> Result<PathBuf> {
+    require(&[("java", "openjdk-17-jre-headless"), ("mvn", "maven")])?;
+    let _lock = exclusive().await?;
+    kafka().await
+}
+
 /// A Python environment with an independent Kafka client and cargo-lambda.
 pub(crate) async fn venv() -> Result<PathBuf> {
     require(&[("python3", "python3-venv")])?;

@@ -6,6 +6,7 @@
 //!
 //! - [`Stack`]: the running services, tokens, Kafka's own tools, Python clients. Tests share one: [`Stack::shared`].
 //! - [`Broker`]: a Kafka that can be stopped, killed, paused and started again on the same port and data.
+//! - [`Cluster`]: three brokers.
 //! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
 //! - [`Event`]: the API Gateway event a function is invoked with.
@@ -15,6 +16,7 @@
 // The panics are the point (see above), and repeating that on every helper would say nothing.
 #![allow(clippy::missing_panics_doc)]
 
+mod cluster;
 mod compose;
 mod error;
 mod event;
@@ -30,6 +32,7 @@ mod run;
 mod stack;
 mod watch;
 
+pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use event::Event;
 pub use function::{Function, StartFailure};

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
+use crate::cluster::Cluster;
 use crate::compose::{self, Compose};
 use crate::error::{Error, Result};
 use crate::install;
@@ -118,6 +119,18 @@ impl Stack {
             let proxy = Proxy::start(port).await?;
             let advertised = format!("PLAINTEXT://{}", proxy.bootstrap());
             Ok::<_, Error>((self.broker_on(port, &[("advertised.listeners", &advertised)]).await?, proxy))
+        };
+        started.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Three more brokers, of one cluster.
+    pub async fn cluster(&self) -> Cluster {
+        let started = async {
+            let libs = match &self.services {
+                Services::Local { kafka_libs, .. } => kafka_libs.clone(),
+                Services::Containers { .. } => install::kafka_libs().await?,
+            };
+            Cluster::start(&libs, &self.run).await
         };
         started.await.unwrap_or_else(|e| panic!("{e}"))
     }

@@ -1,0 +1,210 @@
+//! Three real brokers: leaders and coordinators that move, one broker lost, two brokers lost.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::Consumer;
+use rdkafka::metadata::MetadataPartition;
+use serde_json::{Value, json};
+use tests::{Cluster, Event, Function, Stack};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+
+use crate::consume::{committed, raw_consumer, values};
+use crate::kit::problem;
+use crate::wire::ACKNOWLEDGE;
+use crate::world::{Answer, CONSUME, PRODUCE, admin, call, consume, function_with, produce, unique};
+
+const PARTITIONS: i32 = 3;
+
+/// Only a defect takes as long.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The one cluster of these tests; who locks it may stop its brokers, and starts them again.
+async fn cluster() -> tokio::sync::MutexGuard<'static, Cluster> {
+    static CLUSTER: OnceCell<tokio::sync::Mutex<Cluster>> = OnceCell::const_new();
+    let started = async || tokio::sync::Mutex::new(Stack::shared().await.cluster().await);
+    CLUSTER.get_or_init(started).await.lock().await
+}
+
+async fn create(server: &str) -> String {
+    let name = unique("topic");
+    let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(3));
+    let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    name
+}
+
+/// A broker that leads a partition, and is not the controller.
+fn leader(server: &str, topic: &str) -> i32 {
+    let client = raw_consumer(server, "-", &[]);
+    let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(30)).expect("metadata");
+    let leaders = metadata.topics()[0].partitions().iter().map(MetadataPartition::leader);
+    leaders.max().expect("partitions")
+}
+
+async fn start(name: &str, server: &str) -> Function {
+    function_with(name, &[("KAFKA_BOOTSTRAP_SERVERS", server), ("KAFKA_REQUEST_TIMEOUT_MS", "5000")]).await
+}
+
+/// What came of a load of produce and consume calls.
+#[derive(Default)]
+struct Load {
+    next: AtomicUsize,
+    over: AtomicBool,
+    /// Records whose produce was answered with 200, and those whose outcome is unknown.
+    acknowledged: Mutex<HashSet<usize>>,
+    unknown: Mutex<HashSet<usize>>,
+    /// How often each record was accepted.
+    accepted: Mutex<HashMap<usize, u32>>,
+}
+
+impl Load {
+    fn goes_on(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
+    /// Produces, one record after the other, until the load is over.
+    async fn produce(self: Arc<Self>, server: String, topic: String) {
+        let producer = start("produce", &server).await;
+        while self.goes_on() {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let answer = produce(&producer, &json!({ "topic": topic, "value": n.to_string() })).await;
+            if answer.status == 200 {
+                self.acknowledged.lock().expect("unpoisoned").insert(n);
+            } else {
+                assert!([503, 504].contains(&answer.status), "{answer:?}");
+                self.unknown.lock().expect("unpoisoned").insert(n);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Leases and accepts until the load is over and nothing is left.
+    async fn consume(self: Arc<Self>, server: String, topic: String, group: String) {
+        let (consumer, acker) = (start("consume", &server).await, start("acknowledge", &server).await);
+        let mut empty = 0;
+        while empty < 2 {
+            let query = format!("topic={topic}&group_id={group}&ack=manual&limit=200&lease_ms=2000&timeout_ms=3000");
+            let answer = call(&consumer, Event::get(CONSUME).query(&query)).await;
+            if answer.status != 200 {
+                assert!([503, 504].contains(&answer.status), "{answer:?}");
+                continue;
+            }
+            if answer.messages().is_empty() {
+                empty += usize::from(!self.goes_on());
+                continue;
+            }
+            empty = 0;
+            let accept = json!({ "token": answer.body["lease"]["token"], "type": "accept" });
+            let settled = loop {
+                let settled = call(&acker, Event::post(ACKNOWLEDGE).json(&accept)).await;
+                if [200, 409].contains(&settled.status) {
+                    break settled;
+                }
+                assert!([503, 504].contains(&settled.status), "{settled:?}");
+            };
+            let results = settled.body["results"].as_array().expect("results");
+            let done: HashSet<&Value> =
+                results.iter().filter(|it| it["status"] == "accepted").map(|it| &it["partition"]).collect();
+            let kept = answer.messages().iter().filter(|message| done.contains(&message["partition"]));
+            let mut accepted = self.accepted.lock().expect("unpoisoned");
+            for value in values(&kept.cloned().collect::<Vec<_>>()) {
+                *accepted.entry(value).or_default() += 1;
+            }
+        }
+    }
+
+    /// Waits until so many more records were acknowledged, and as many accepted: both go on.
+    async fn moves_on(&self) {
+        let count = || {
+            let acknowledged = self.acknowledged.lock().expect("unpoisoned").len();
+            (acknowledged, self.accepted.lock().expect("unpoisoned").len())
+        };
+        let (acknowledged, accepted) = count();
+        let both = async {
+            while count().0 < acknowledged + 100 || count().1 < accepted + 100 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, both).await.expect("calls succeed again");
+    }
+}
+
+/// Produces and consumes while something happens to the cluster; then counts.
+async fn under_load(cluster: &Cluster, happens: impl AsyncFnOnce(&str, &str, &Load)) {
+    let server = cluster.bootstrap();
+    let (topic, group, load) = (create(&server).await, unique("group"), Arc::new(Load::default()));
+    let mut running = JoinSet::new();
+    for _ in 0..2 {
+        running.spawn(Arc::clone(&load).produce(server.clone(), topic.clone()));
+        running.spawn(Arc::clone(&load).consume(server.clone(), topic.clone(), group.clone()));
+    }
+    load.moves_on().await;
+    happens(&server, &topic, &load).await;
+    load.moves_on().await;
+    load.over.store(true, Ordering::Relaxed);
+    running.join_all().await;
+
+    let (acknowledged, unknown) = (load.acknowledged.lock().expect("idle"), load.unknown.lock().expect("idle"));
+    let accepted = load.accepted.lock().expect("idle");
+    println!("{} records acknowledged, {} of unknown outcome", acknowledged.len(), unknown.len());
+    assert!(acknowledged.iter().all(|n| accepted.contains_key(n)), "none lost");
+    assert!(accepted.values().all(|count| *count == 1), "none twice");
+    assert!(accepted.keys().all(|n| acknowledged.contains(n) || unknown.contains(n)));
+    let positions: i64 = (0..PARTITIONS).filter_map(|partition| committed(&server, &group, &topic, partition)).sum();
+    assert_eq!(usize::try_from(positions), Ok(accepted.len()), "each record is in the log once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_move_and_a_broker_is_lost_under_load_and_no_acknowledged_record_is() {
+    let cluster = cluster().await;
+    under_load(&cluster, async |server, topic, load| {
+        // It hands its leaderships over and goes.
+        let stopped = cluster.broker(leader(server, topic));
+        stopped.stop().await;
+        load.moves_on().await;
+        stopped.start().await.expect("it starts again");
+        let killed = cluster.broker(leader(server, topic));
+        killed.kill().await;
+        load.moves_on().await;
+        killed.start().await.expect("it starts again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_brokers_lost_is_said_in_time_and_what_was_acknowledged_comes_back_with_them() {
+    let cluster = cluster().await;
+    under_load(&cluster, async |server, _, _| {
+        let (producer, consumer) = (start("produce", server).await, start("consume", server).await);
+        let (other, group) = (create(server).await, unique("group"));
+        produce(&producer, &json!({ "topic": other, "value": "0" })).await.ok();
+        assert_eq!(consume(&consumer, &other, &group, "").await.messages().len(), 1);
+        cluster.broker(2).kill().await;
+        cluster.broker(3).kill().await;
+        let (late_producer, late_consumer) = (start("produce", server).await, start("consume", server).await);
+        let record = json!({ "topic": other, "value": "1" });
+        let query = format!("topic={other}&group_id={group}");
+        for (function, event) in [
+            (&producer, Event::post(PRODUCE).json(&record)),
+            (&late_producer, Event::post(PRODUCE).json(&record)),
+            (&consumer, Event::get(CONSUME).query(&query)),
+            (&late_consumer, Event::get(CONSUME).query(&query)),
+        ] {
+            let bearer = Stack::shared().await.token("gateway-full").await;
+            let answer = function.invoke(event.bearer(&bearer).build()).await;
+            let (status, code) = problem(&answer);
+            println!("{status} {code}");
+            let expected = [(503, "broker_unavailable"), (504, "deadline_exceeded")];
+            assert!(expected.contains(&(status, code.as_str())), "{answer}");
+            assert_eq!(Answer::read(&answer).body["retryable"], true);
+        }
+        let (one, two) = tokio::join!(cluster.broker(2).start(), cluster.broker(3).start());
+        one.and(two).expect("they start again");
+    })
+    .await;
+}

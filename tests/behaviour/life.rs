@@ -1,0 +1,106 @@
+//! A sandbox's end, and a long life with more groups than it can hold.
+
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer;
+use serde_json::json;
+use tests::{Api, At, Event, Function, Stack};
+use tokio::net::TcpListener;
+
+use crate::consume::{fill, raw_consumer, values};
+use crate::wire::Wire;
+use crate::world::{PRODUCE, consume, function, function_with, topic, topic_on, unique};
+
+/// Only a defect takes as long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_when_the_sandbox_ends_is_sent() {
+    let wire = Wire::shared().await;
+    let server = wire.broker.bootstrap();
+    let (topic, id) = (topic_on(&server, 1, &[]).await, unique("victim"));
+    // Left alone, the record would wait for company until long after the end.
+    let properties = format!("client.id={id};linger.ms=25000");
+    let settings = [
+        ("KAFKA_BOOTSTRAP_SERVERS", server.as_str()),
+        ("KAFKA_PROPERTIES", &properties),
+        ("KAFKA_REQUEST_TIMEOUT_MS", "29000"),
+    ];
+    let producer = function_with("produce", &settings).await;
+    let looked_up = wire.proxy.catch(&id, (Api::Metadata, At::Answer), &topic, 0);
+    let bearer = Stack::shared().await.token("gateway-full").await;
+    let event = Event::post(PRODUCE).json(&json!({ "topic": topic, "value": "v" })).bearer(&bearer).build();
+    let (answer, ()) = tokio::join!(producer.try_invoke(event, Duration::from_secs(29)), async {
+        looked_up.await.expect("the topic is looked up").pass();
+        // From there to the queue there is nothing to wait for.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        producer.terminate();
+    });
+    assert!(answer.is_err(), "the call was under way: {answer:?}");
+    assert_eq!(producer.exit_code(PATIENCE).await, Some(0));
+    let (_, end) = raw_consumer(&server, "-", &[]).fetch_watermarks(&topic, 0, PATIENCE).expect("watermarks");
+    assert_eq!(end, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_ends_by_itself_though_nothing_answers() {
+    let wire = Wire::shared().await;
+    let server = wire.broker.bootstrap();
+    let (topic, id) = (topic_on(&server, 1, &[]).await, unique("victim"));
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let pushgateway = format!("http://{}", silent.local_addr().expect("an address"));
+    let properties = format!("client.id={id}");
+    let settings = [
+        ("KAFKA_BOOTSTRAP_SERVERS", server.as_str()),
+        ("KAFKA_PROPERTIES", &properties),
+        ("PUSHGATEWAY_URL", &pushgateway),
+    ];
+    let producer = function_with("produce", &settings).await;
+    let sent = wire.proxy.catch(&id, (Api::Produce, At::Answer), "", 0);
+    let bearer = Stack::shared().await.token("gateway-full").await;
+    let event = Event::post(PRODUCE).json(&json!({ "topic": topic, "value": "v" })).bearer(&bearer).build();
+    let (answer, code) = tokio::join!(producer.try_invoke(event, Duration::from_secs(29)), async {
+        let unanswered = sent.await.expect("the record is sent");
+        producer.terminate();
+        let code = producer.exit_code(PATIENCE).await;
+        drop(unanswered);
+        code
+    });
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(code, Some(0));
+}
+
+/// How many threads and file descriptors a function has.
+fn held(function: &Function) -> (usize, usize) {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", function.pid())).expect("alive").count();
+    (count("task"), count("fd"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_partitions_of_hundreds_of_groups_pass_through_a_sandbox_and_leave_nothing_behind() {
+    const GROUPS: usize = 250;
+    let (stack, topic) = (Stack::shared().await, topic(4).await);
+    fill(&stack.bootstrap(), &topic, 4, 4);
+    let consumer = function("consume").await;
+    let mut most = (0, 0);
+    for _ in 0..GROUPS {
+        let (group, mut got) = (unique("group"), Vec::new());
+        while got.len() < 4 {
+            got.extend(values(consume(&consumer, &topic, &group, "").await.messages()));
+        }
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2, 3]);
+        let (threads, descriptors) = held(&consumer);
+        most = (most.0.max(threads), most.1.max(descriptors));
+    }
+    println!("at most {} threads and {} descriptors, {:?} at the end", most.0, most.1, held(&consumer));
+    // Lambda has 1024 of each. What is evicted is dropped beside the calls, which takes a moment.
+    assert!(most.0 < 512 && most.1 < 768, "{most:?}");
+    // 8 groups and 24 claims are kept, 4 threads and 8 descriptors each.
+    let dropped = async {
+        while held(&consumer).0 > 32 * 4 + 64 || held(&consumer).1 > 32 * 8 + 64 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, dropped).await.is_ok(), "{:?} are left", held(&consumer));
+}
