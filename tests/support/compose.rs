@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use crate::error::{Context as _, Error, Result};
-use crate::install::{kafka_version, keycloak_version, settings};
+use crate::install::{kafka_since, kafka_version, keycloak_version, settings};
+use crate::kafka::version_settings;
 use crate::process::{Process, ended_by, output};
 use crate::run::RunDir;
 
@@ -58,12 +59,20 @@ impl Compose {
         services: &[&str],
         broker: &[(&str, &str)],
     ) -> Result<Self> {
+        let version = kafka_version()?;
+        if !kafka_since(3, 7) {
+            let way = "KAFKA_GATEWAY_STACK=local starts it from its jars";
+            return Err(Error::new(format!(
+                "there is no image of Kafka {version}, apache/kafka begins with 3.7; {way}"
+            )));
+        }
+        let broker = [version_settings(), broker].concat();
         let project = format!("kafka-gateway-{}-{name}", run.id());
         let mut env: Vec<_> = ports.iter().map(|(name, port)| (*name, port.to_string())).collect();
-        env.push(("KAFKA_VERSION", kafka_version()?));
+        env.push(("KAFKA_VERSION", version));
         env.push(("KEYCLOAK_VERSION", keycloak_version()));
         let file = settings().join("compose.yaml");
-        let overrides = if broker.is_empty() { None } else { Some(write_overrides(run, name, broker)?) };
+        let overrides = if broker.is_empty() { None } else { Some(write_overrides(run, name, &broker)?) };
         let projects = run.path().join(PROJECTS);
         let known = fs::read_to_string(&projects).unwrap_or_default();
         fs::write(&projects, format!("{known}{engine} {project}\n")).context(projects.display())?;

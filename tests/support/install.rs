@@ -50,6 +50,14 @@ pub fn kafka_version() -> Result<String> {
     version.map(str::to_owned).ok_or_else(|| Error::new("infra/local/kafka/pom.xml names no kafka.version"))
 }
 
+/// Whether the stack's Kafka is of this version or a newer one.
+pub fn kafka_since(major: u32, minor: u32) -> bool {
+    let version = kafka_version().unwrap_or_else(|e| panic!("{e}"));
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    let number = numbers.next().flatten().zip(numbers.next().flatten());
+    number.unwrap_or_else(|| panic!("KAFKA_VERSION: {version} is no version")) >= (major, minor)
+}
+
 pub(crate) fn keycloak_version() -> String {
     std::env::var("KEYCLOAK_VERSION").unwrap_or_else(|_| KEYCLOAK_VERSION.to_owned())
 }
@@ -123,6 +131,8 @@ async fn kafka() -> Result<PathBuf> {
         let mut mvn = supervised("mvn");
         mvn.args(["-q", "-B", "-f"]).arg(&pom).arg(format!("{MAVEN_PLUGIN}:copy-dependencies"));
         mvn.arg(format!("-Dkafka.version={version}")).arg(format!("-DoutputDirectory={}", dir.display()));
+        // Before 4.0 Kafka brings a binding of its own, and two would be one too many.
+        mvn.arg("-DexcludeArtifactIds=slf4j-log4j12,slf4j-reload4j");
         output("mvn dependency:copy-dependencies", mvn).await.map(drop)
     })
     .await

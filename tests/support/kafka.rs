@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::Metadata;
 
 use crate::compose::{Compose, PATIENCE, silent};
 use crate::error::{Context as _, Error, Result};
-use crate::install::settings;
+use crate::install::{kafka_since, settings};
 use crate::process::{Process, lock, output, supervised};
 use crate::run::free_port;
+use crate::zookeeper::{SESSION, TICK, ZooKeeper};
 
 /// A single-node Kafka. Ended, and its data forgotten, when dropped.
 #[derive(Debug)]
@@ -25,7 +27,14 @@ pub struct Broker {
 
 #[derive(Debug)]
 enum Host {
-    Local { libs: PathBuf, properties: PathBuf, log: PathBuf, process: Mutex<Option<Process>> },
+    Local {
+        libs: PathBuf,
+        properties: PathBuf,
+        log: PathBuf,
+        // Dropped from top to bottom: the broker before what it lives on.
+        process: Mutex<Option<Process>>,
+        zookeeper: Option<Box<ZooKeeper>>,
+    },
     Container(Arc<Compose>),
 }
 
@@ -38,26 +47,36 @@ impl Broker {
         port: u16,
         overrides: &[(&str, &str)],
     ) -> Result<Self> {
-        let (controller, base) = (free_port()?, settings().join("kafka/server.properties"));
+        let base = settings().join("kafka/server.properties");
         let mut text = fs::read_to_string(&base).context(base.display())?;
-        let own = [
-            ("listeners", format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
-            ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}")),
-            ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
-            ("log.dirs", data.join("log").display().to_string()),
-        ];
+        let plaintext = format!("PLAINTEXT://127.0.0.1:{port}");
+        let mut own =
+            vec![("advertised.listeners", plaintext.clone()), ("log.dirs", data.join("log").display().to_string())];
+        let zookeeper = if kafka_since(3, 3) {
+            let controller = free_port()?;
+            own.push(("listeners", format!("{plaintext},CONTROLLER://127.0.0.1:{controller}")));
+            own.push(("controller.quorum.voters", format!("1@127.0.0.1:{controller}")));
+            None
+        } else {
+            let zookeeper = ZooKeeper::start(libs, data, &log)?;
+            own.push(("listeners", plaintext));
+            own.extend(zookeeper.settings());
+            Some(Box::new(zookeeper))
+        };
         let own = own.iter().map(|(name, value)| (*name, value.as_str()));
-        for (name, value) in own.chain(overrides.iter().copied()) {
+        for (name, value) in own.chain(version_settings().iter().copied()).chain(overrides.iter().copied()) {
             let _ = writeln!(text, "{name}={value}");
         }
         let properties = data.join("server.properties");
         fs::write(&properties, text).context(properties.display())?;
 
-        let mut format = java(libs);
-        format.args(["kafka.tools.StorageTool", "format", "--cluster-id", "5L6g3nShT-eMCtK--X86sw", "--config"]);
-        format.arg(&properties);
-        output("kafka's storage format", format).await?;
-        let host = Host::Local { libs: libs.to_owned(), properties, log, process: Mutex::new(None) };
+        if zookeeper.is_none() {
+            let mut format = java(libs);
+            format.args(["kafka.tools.StorageTool", "format", "--cluster-id", "5L6g3nShT-eMCtK--X86sw", "--config"]);
+            format.arg(&properties);
+            output("kafka's storage format", format).await?;
+        }
+        let host = Host::Local { libs: libs.to_owned(), properties, log, process: Mutex::new(None), zookeeper };
         let broker = Self { port, host };
         broker.start().await?;
         Ok(broker)
@@ -91,7 +110,12 @@ impl Broker {
     /// Ends it at once (SIGKILL).
     pub async fn kill(&self) {
         match &self.host {
-            Host::Local { process, .. } => drop(lock(process).take()),
+            Host::Local { process, zookeeper, .. } => {
+                drop(lock(process).take());
+                if zookeeper.is_some() {
+                    tokio::time::sleep(SESSION + 2 * TICK).await;
+                }
+            }
             Host::Container(compose) => expect(compose.run(&["kill", "kafka"]).await),
         }
     }
@@ -99,7 +123,7 @@ impl Broker {
     /// Starts it again after [`Broker::stop`] or [`Broker::kill`], on the same port and data; waits until it answers.
     pub async fn start(&self) -> Result<()> {
         match &self.host {
-            Host::Local { libs, properties, log, process } => {
+            Host::Local { libs, properties, log, process, .. } => {
                 let mut command = java(libs);
                 command.args(["-Xms128m", "-Xmx512m", "-Dlog4j2.level=INFO", "kafka.Kafka"]).arg(properties);
                 *lock(process) = Some(Process::start("kafka", command, log)?);
@@ -131,9 +155,16 @@ impl Broker {
         }
     }
 
-    /// Runs one of Kafka's own tools by its main class and returns what it wrote to standard output. The caller passes
-    /// `--bootstrap-server`.
+    /// Runs one of Kafka's own tools by its main class, as the newest Kafka names it, and returns what it wrote to standard
+    /// output. The caller passes `--bootstrap-server`.
     pub async fn tool(&self, main_class: &str, args: &[&str]) -> String {
+        let main_class = match main_class {
+            "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand" if !kafka_since(3, 9) => {
+                "kafka.admin.ConsumerGroupCommand"
+            }
+            "org.apache.kafka.tools.consumer.ConsoleConsumer" if !kafka_since(3, 9) => "kafka.tools.ConsoleConsumer",
+            same => same,
+        };
         let result = match &self.host {
             Host::Local { libs, .. } => {
                 let mut command = java(libs);
@@ -148,7 +179,8 @@ impl Broker {
         result.unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// Waits until a metadata request is answered.
+    /// Waits until a metadata request is answered, with every partition that its folder holds: with a `ZooKeeper`, a broker
+    /// answers before it has heard of them.
     async fn ready(&self) -> Result<()> {
         let bootstrap = self.bootstrap();
         let client: BaseConsumer = ClientConfig::new()
@@ -162,7 +194,7 @@ impl Broker {
             let asked = Arc::clone(&client);
             let asked = move || asked.fetch_metadata(None, Duration::from_millis(500));
             let answer = tokio::task::spawn_blocking(asked).await.context("metadata request")?;
-            if answer.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+            if answer.is_ok_and(|metadata| !metadata.brokers().is_empty() && names(&metadata, &self.partitions())) {
                 return Ok(());
             }
             if let Some(error) = self.given_up(started.elapsed()) {
@@ -170,6 +202,18 @@ impl Broker {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The topics and partitions in its folder.
+    fn partitions(&self) -> Vec<(String, i32)> {
+        let Host::Local { properties, .. } = &self.host else { return Vec::new() };
+        let folders = fs::read_dir(properties.with_file_name("log")).into_iter().flatten().flatten();
+        let names = folders.filter_map(|folder| {
+            let (topic, partition) =
+                folder.file_name().to_str()?.rsplit_once('-').map(|it| (it.0.to_owned(), it.1.parse()))?;
+            Some((topic, partition.ok()?))
+        });
+        names.filter(|(topic, _)| topic != "__cluster_metadata").collect()
     }
 
     fn given_up(&self, waited: Duration) -> Option<Error> {
@@ -191,11 +235,24 @@ impl Broker {
     }
 }
 
+/// What differs from version to version. Properties that a version does not know it ignores.
+pub(crate) fn version_settings() -> &'static [(&'static str, &'static str)] {
+    // To name the new group protocol, a preview in 3.7 to 3.9, would change the coordinator for classic groups as well.
+    if kafka_since(4, 0) { &[] } else { &[("group.coordinator.rebalance.protocols", "classic")] }
+}
+
 /// A JVM for short lives: no second compiler, no parallel collector.
-fn java(libs: &Path) -> Command {
+pub(crate) fn java(libs: &Path) -> Command {
     let mut command = supervised("java");
     command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(libs.join("*"));
     command
+}
+
+fn names(metadata: &Metadata, partitions: &[(String, i32)]) -> bool {
+    partitions.iter().all(|(topic, partition)| {
+        let topic = metadata.topics().iter().find(|found| found.name() == topic);
+        topic.is_some_and(|topic| topic.partitions().iter().any(|it| it.id() == *partition))
+    })
 }
 
 fn expect(result: Result<String>) {

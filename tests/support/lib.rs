@@ -31,12 +31,13 @@ mod pushgateway;
 mod run;
 mod stack;
 mod watch;
+mod zookeeper;
 
 pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use event::Event;
 pub use function::{Function, StartFailure};
-pub use install::kafka_version;
+pub use install::{kafka_since, kafka_version};
 pub use kafka::Broker;
 pub use lambda_api::Failure;
 pub use process::Process;
