@@ -33,7 +33,9 @@ impl Endpoint for Acknowledge {
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self { consumers: Arc::new(Consumers::new(&config.kafka)) })
+        let consumers = Arc::new(Consumers::new(&config.kafka));
+        consumers.learn().await;
+        Ok(Self { consumers })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -212,7 +214,7 @@ impl Acknowledge {
         holder: &Holder,
         deadline: Deadline,
     ) -> Result<BTreeMap<i32, Result<Outcome, Error>>, Error> {
-        let group = self.consumers.group(from).await?;
+        let group = self.consumers.group(from, deadline).await?;
         let intent = |partition: &i32| Some((*partition, ask.intent(*partition, holder)?));
         let intents = ask.token.partitions.iter().filter_map(intent);
         let decided = self.consumers.step_each(from, &group, intents, deadline).await?;

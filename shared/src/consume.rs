@@ -36,10 +36,9 @@ impl Endpoint for Consume {
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self {
-            consumers: Arc::new(Consumers::new(&config.kafka)),
-            retention: Arc::new(Retention::discover(&config.kafka).await),
-        })
+        let consumers = Arc::new(Consumers::new(&config.kafka));
+        consumers.learn().await;
+        Ok(Self { consumers, retention: Arc::new(Retention::new(&config.kafka)) })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -51,7 +50,7 @@ impl Endpoint for Consume {
         call.on_topic(&params.topic);
         call.on_group(&params.group);
         let from = may.on((params.topic.clone(), params.group.clone()))?;
-        let group = self.consumers.group(&from).await?;
+        let group = self.consumers.group(&from, call.deadline).await?;
         let session = Session::new(from, group, &self.consumers, &self.retention, params, call.deadline);
         let result = session.consume().await;
         let topic = session.from.topic();

@@ -26,7 +26,9 @@ impl Endpoint for Lag {
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self { consumers: Consumers::new(&config.kafka), meter: Arc::new(Meter::new(&config.kafka)) })
+        let consumers = Consumers::new(&config.kafka);
+        consumers.learn().await;
+        Ok(Self { consumers, meter: Arc::new(Meter::new(&config.kafka)) })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -37,7 +39,7 @@ impl Endpoint for Lag {
             let topic = TopicName::parse(topic)?;
             call.on_topic(&topic);
             let from = may.on((topic.clone(), id.clone()))?;
-            let group = self.consumers.group(&from).await?;
+            let group = self.consumers.group(&from, call.deadline).await?;
             let measured = blocking(call.deadline, {
                 let (group, meter, topic) = (Arc::clone(&group), Arc::clone(&self.meter), topic.clone());
                 move |until| {
@@ -51,7 +53,7 @@ impl Endpoint for Lag {
             }
             measured.map_err(|error| error.with("topic", topic.as_str()))?
         } else {
-            let group = self.consumers.group_on_any_topic(&may.of_group(id.clone())?).await?;
+            let group = self.consumers.group_on_any_topic(&may.of_group(id.clone())?, call.deadline).await?;
             let (meter, may) = (Arc::clone(&self.meter), may.clone());
             blocking(call.deadline, move |until| {
                 let mut topics = group.topics(until.saturating_duration_since(Instant::now()))?;

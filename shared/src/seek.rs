@@ -30,7 +30,9 @@ impl Endpoint for Seek {
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self { consumers: Arc::new(Consumers::new(&config.kafka)) })
+        let consumers = Arc::new(Consumers::new(&config.kafka));
+        consumers.learn().await;
+        Ok(Self { consumers })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -39,7 +41,7 @@ impl Endpoint for Seek {
         call.on_topic(&ask.topic);
         call.on_group(&ask.group);
         let from = may.on((ask.topic.clone(), ask.group.clone()))?;
-        let group = self.consumers.group(&from).await?;
+        let group = self.consumers.group(&from, call.deadline).await?;
         let offsets = blocking(call.deadline, {
             let (ask, group) = (Arc::clone(&ask), Arc::clone(&group));
             move |until| ask.offsets(&group, until)

@@ -8,7 +8,7 @@ use rdkafka::Offset;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
-use tests::{Event, Function, Stack};
+use tests::{Event, Function, Stack, kafka_since};
 
 use crate::issuer::Counter;
 use crate::kit::{Raw, problem, refused, topics, write};
@@ -523,7 +523,9 @@ async fn the_timestamp_is_the_caller_s_or_now_or_the_broker_s_and_the_receipt_s_
     let messages = drain(&consumer, &stamped, "g", "").await;
     assert_eq!(messages[0]["timestamp"], receipt["timestamp"]);
 
-    let config = [("message.timestamp.before.max.ms", "60000")];
+    let name =
+        if kafka_since(3, 6) { "message.timestamp.before.max.ms" } else { "message.timestamp.difference.max.ms" };
+    let config = [(name, "60000")];
     let strict = topic_on(&Stack::shared().await.bootstrap(), 1, &config).await;
     let event = Event::post(PRODUCE).json(&json!({ "topic": strict, "value": "v", "timestamp": 5 }));
     assert_eq!(refused(&producer, FULL, event).await, answer(422, "unprocessable_record"));

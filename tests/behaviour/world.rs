@@ -9,7 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use serde_json::Value;
-use tests::{Event, Function, Stack};
+use tests::{Event, Function, Stack, kafka_since, kafka_version, progress};
 
 /// The route of `produce`.
 pub(crate) const PRODUCE: &str = "/kafka/producer/produce";
@@ -102,6 +102,16 @@ impl Answer {
         assert_eq!(self.status, 200, "{self:?}");
         self.body["messages"].as_array().expect("messages")
     }
+}
+
+/// Whether a test applies to the stack's Kafka; where it does not, that is said, and `what` is missing there.
+pub(crate) fn applies_since(major: u32, minor: u32, what: &str) -> bool {
+    let applies = kafka_since(major, minor);
+    if !applies {
+        let (test, version) = (std::thread::current(), kafka_version().expect("a version"));
+        progress(format_args!("does not apply to Kafka {version}: {} ({what})", test.name().unwrap_or("a test")));
+    }
+    applies
 }
 
 /// Calls a function with a token of `gateway-full`.

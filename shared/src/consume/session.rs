@@ -350,7 +350,9 @@ impl Session {
     async fn renew(&self, seen: &[Seen], at_least: usize, learned: &mut Learned) -> Result<(), Error> {
         let due: Vec<&Seen> = seen
             .iter()
-            .filter(|seen| self.retention.is_due(&seen.position) && !seen.is_others(self.consumers.sandbox))
+            .filter(|seen| {
+                self.retention.is_due(&self.group, &seen.position) && !seen.is_others(self.consumers.sandbox)
+            })
             .filter(|seen| !learned.renewed.contains(&seen.partition))
             .collect();
         if due.is_empty() {

@@ -107,10 +107,12 @@ impl Claim {
     ///
     /// `committing` is set when the outcome begins to be open.
     ///
-    /// Errors: `409 group_in_use`, `403` by Kafka's ACLs, `503`, `504`: nothing is committed.
+    /// Errors: `409 group_in_use` (by the coordinator, or by the group's description: see [`Guard`](super::brokers::Guard)),
+    /// `403` by Kafka's ACLs, `503`, `504`: nothing is committed.
     pub fn commit(&self, mark: &Mark, until: Instant, committing: &AtomicBool) -> Result<Committed, Error> {
         let offsets = marked(&self.topic, self.partition, mark)?;
         let metadata = self.group.metadata()?;
+        self.group.require_free(patience(until))?;
         match self.producer.begin_transaction() {
             Ok(()) => {}
             Err(error) if error.rdkafka_error_code().is_some_and(is_fenced) => return Ok(Committed::Fenced),

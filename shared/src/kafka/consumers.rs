@@ -14,6 +14,7 @@ use rdkafka::config::ClientConfig;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
+use super::brokers::Brokers;
 use super::decide::{Intent, Verdict};
 use super::handover::{Hint, Slot, Stepped, Tools};
 use super::position::{Mark, Position};
@@ -27,6 +28,9 @@ use crate::names::{GroupId, TopicName};
 
 const GROUPS: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 const SLOTS: usize = 24;
+
+/// The most that init spends on asking the brokers.
+const LEARNING: Duration = Duration::from_millis(1500);
 
 /// What a blocking step keeps back of its call's time: what it has to say is worth more than that time ran out.
 pub const SAY: Duration = Duration::from_millis(50);
@@ -62,6 +66,7 @@ pub enum Decided {
 /// The sandbox's groups and partitions.
 #[derive(Debug)]
 pub struct Consumers {
+    brokers: Brokers,
     group_settings: ClientConfig,
     claim_settings: ClientConfig,
     /// This sandbox, in the marks of its commits.
@@ -76,6 +81,7 @@ impl Consumers {
     /// No clients yet: which group will call is not known at init.
     pub fn new(config: &KafkaConfig) -> Self {
         Self {
+            brokers: Brokers::new(config),
             group_settings: group::settings(config),
             claim_settings: claim::settings(config),
             sandbox: rand::random(),
@@ -85,29 +91,37 @@ impl Consumers {
         }
     }
 
+    /// Asks the brokers at init what they are, lest a call waits for it. Where none answers, the first call asks.
+    pub async fn learn(&self) {
+        if let Err(error) = self.brokers.facts(LEARNING).await {
+            tracing::info!(error_chain = error.chain().join(": "), "what the brokers are is asked at the first call");
+        }
+    }
+
     /// What a step of this sandbox needs.
     pub fn tools<'a>(&'a self, until: Instant, committing: &'a AtomicBool) -> Tools<'a> {
         Tools { settings: &self.claim_settings, sandbox: self.sandbox, until, committing }
     }
 
     /// The handle of a group.
-    pub async fn group(&self, of: &Authorized<Read>) -> Result<Arc<Group>, Error> {
-        self.open(of.group()).await
+    pub async fn group(&self, of: &Authorized<Read>, deadline: Deadline) -> Result<Arc<Group>, Error> {
+        self.open(of.group(), deadline).await
     }
 
     /// The same, where it is still to be seen which topics the caller may read.
-    pub async fn group_on_any_topic(&self, of: &GroupReader) -> Result<Arc<Group>, Error> {
-        self.open(of.group()).await
+    pub async fn group_on_any_topic(&self, of: &GroupReader, deadline: Deadline) -> Result<Arc<Group>, Error> {
+        self.open(of.group(), deadline).await
     }
 
-    async fn open(&self, id: &GroupId) -> Result<Arc<Group>, Error> {
+    async fn open(&self, id: &GroupId, deadline: Deadline) -> Result<Arc<Group>, Error> {
         let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = groups().get(id) {
             return Ok(Arc::clone(group));
         }
+        let facts = self.brokers.facts(deadline.left().saturating_sub(SAY)).await?;
         // To make a client reads the system's certificates.
         let (settings, name) = (self.group_settings.clone(), id.clone());
-        let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name)).await;
+        let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name, facts)).await;
         let mut group = Arc::new(opened.map_err(Error::internal)??);
         let dropped = {
             let mut groups = groups();

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, Context};
+use super::brokers::Facts;
+use super::client::{self, Context, NO_TOPIC};
 use super::error::{classify, from_kafka, unreachable};
 use super::position::{Mark, Position};
 use super::retention::RENEWAL_CLIENT;
@@ -40,8 +42,6 @@ pub fn settings(config: &KafkaConfig) -> ClientConfig {
         // Positions are resolved here, never by librdkafka on its own.
         .set("auto.offset.reset", "error")
         .set("enable.partition.eof", "true")
-        // With an instance id the coordinator itself refuses our commits while the group has live members.
-        .set("group.instance.id", "kafka-gateway")
         // A partition that is assigned anew gets nothing before a fetch that waits at the broker has returned.
         .set("fetch.wait.max.ms", "5")
         .set("fetch.queue.backoff.ms", "5")
@@ -55,8 +55,23 @@ pub fn settings(config: &KafkaConfig) -> ClientConfig {
 pub struct Group {
     /// The group.
     pub id: GroupId,
+    /// What its brokers are.
+    pub facts: Facts,
     pub(super) consumer: Arc<BaseConsumer<Context>>,
     topics: Topics,
+}
+
+/// What a group's description shows. It is the older kind of description, which knows classic members only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Described {
+    /// There is no such group; or it is one of KIP-848, with members or not.
+    Unknown,
+    /// It has no members.
+    Empty,
+    /// Its members come or go, or one of ours renews it.
+    Passing,
+    /// It has members.
+    InUse,
 }
 
 impl std::fmt::Debug for Group {
@@ -67,11 +82,14 @@ impl std::fmt::Debug for Group {
 
 impl Group {
     /// Creates the consumer; connects to nothing yet.
-    pub fn open(settings: &ClientConfig, id: &GroupId) -> Result<Self, Error> {
+    pub fn open(settings: &ClientConfig, id: &GroupId, facts: Facts) -> Result<Self, Error> {
         let mut settings = settings.clone();
         settings.set("group.id", id.as_str());
+        if facts.guard.shows_instance_id() {
+            settings.set("group.instance.id", "kafka-gateway");
+        }
         let consumer = settings.create_with_context(Context).map_err(Error::internal)?;
-        Ok(Self { id: id.clone(), consumer: Arc::new(consumer), topics: Topics::default() })
+        Ok(Self { id: id.clone(), facts, consumer: Arc::new(consumer), topics: Topics::default() })
     }
 
     /// How many partitions a topic has. `404` where it does not exist.
@@ -203,29 +221,61 @@ impl Group {
         }
     }
 
-    /// What a refused commit means: `409 group_in_use`, or `503` where the group is only passing from one state to another.
-    /// It depends on the group's members, as far as the older kind of description shows them.
+    /// Before a commit in a transaction, where the coordinator may not refuse it: `409 group_in_use` if the group has live
+    /// members, `503` if it is passing from one state to another or cannot be described.
     ///
-    /// Asked only when the coordinator has refused a commit. A KIP-848 group is shown as `Dead`, with members or not,
-    /// so the coordinator's refusal is what counts there.
-    pub fn refusal(&self, patience: Duration) -> Error {
-        let list = self.consumer.fetch_group_list(Some(self.id.as_str()), patience);
-        // A classic group whose last member has left and that does not know it yet, or that one of ours renews.
-        let passing = list.is_ok_and(|list| {
-            list.groups().first().is_some_and(|group| {
-                let ours = |member: &rdkafka::groups::GroupMemberInfo| member.client_id() == RENEWAL_CLIENT;
-                group.state() != "Dead" && group.members().iter().all(ours)
-            })
-        });
-        if passing {
-            Error::new(Code::BrokerUnavailable, "The consumer group is changing; try again")
-        } else {
-            Error::new(
-                Code::GroupInUse,
-                "The consumer group has live members. Stop them, or use another group: both would get the same records",
-            )
+    /// All brokers are asked, as librdkafka knows no other way; so all of them must answer.
+    pub(super) fn require_free(&self, patience: Duration) -> Result<(), Error> {
+        if !self.facts.guard.describes() {
+            return Ok(());
         }
-        .with("group_id", self.id.as_str())
+        let until = Instant::now() + patience;
+        let left = || until.saturating_duration_since(Instant::now());
+        let mut described = self.described(left())?;
+        if described == Described::Unknown {
+            // A group with positions is known to its coordinator: that may be a broker which this client has not met.
+            self.consumer.fetch_metadata(Some(NO_TOPIC), left()).map_err(unreachable)?;
+            described = self.described(left())?;
+        }
+        match described {
+            Described::Unknown | Described::Empty => Ok(()),
+            Described::Passing => Err(self.is_passing()),
+            Described::InUse => Err(self.in_use()),
+        }
+    }
+
+    /// What a refused commit means: `409 group_in_use`, or `503` where the group is only passing from one state to another.
+    ///
+    /// Asked only when the coordinator has refused a commit, and the coordinator's refusal is what counts.
+    pub fn refusal(&self, patience: Duration) -> Error {
+        match self.described(patience) {
+            // Empty: its last member has just left.
+            Ok(Described::Passing | Described::Empty) => self.is_passing(),
+            Ok(Described::Unknown | Described::InUse) | Err(_) => self.in_use(),
+        }
+    }
+
+    fn described(&self, patience: Duration) -> Result<Described, Error> {
+        let list = self.consumer.fetch_group_list(Some(self.id.as_str()), patience).map_err(unreachable)?;
+        let ours = |member: &GroupMemberInfo| member.client_id() == RENEWAL_CLIENT;
+        Ok(match list.groups().first() {
+            None => Described::Unknown,
+            Some(group) if group.state() == "Dead" => Described::Unknown,
+            Some(group) if group.state() == "Empty" => Described::Empty,
+            Some(group) if group.members().iter().all(ours) => Described::Passing,
+            Some(_) => Described::InUse,
+        })
+    }
+
+    fn is_passing(&self) -> Error {
+        Error::new(Code::BrokerUnavailable, "The consumer group is changing; try again")
+            .with("group_id", self.id.as_str())
+    }
+
+    fn in_use(&self) -> Error {
+        let detail =
+            "The consumer group has live members. Stop them, or use another group: both would get the same records";
+        Error::new(Code::GroupInUse, detail).with("group_id", self.id.as_str())
     }
 }
 

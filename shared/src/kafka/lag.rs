@@ -100,7 +100,7 @@ impl Meter {
         let read = match group.positions(places, left().min(PENDING)) {
             // It may as well be that nobody answers; then this fails too.
             Err(error) if error.code() == Code::BrokerUnavailable => {
-                Group::open(&self.unstable, &group.id)?.positions(places, left())?
+                Group::open(&self.unstable, &group.id, group.facts)?.positions(places, left())?
             }
             read => read?,
         };

@@ -1,5 +1,6 @@
 //! Kafka, and nothing else: these modules see proofs of permission, names and bytes, never claims or HTTP.
 
+pub mod brokers;
 pub mod claim;
 pub mod client;
 pub mod consumers;

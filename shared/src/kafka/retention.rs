@@ -8,23 +8,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::client::{self, Context, NO_TOPIC};
+use super::client::{self, Context};
 use super::error::unreachable;
 use super::group::Group;
 use super::position::{Position, now_ms};
 use crate::config::KafkaConfig;
-use crate::errors::{BoxError, Error};
+use crate::errors::Error;
 use crate::names::TopicName;
 
-/// Kafka's default for `offsets.retention.minutes`.
-const DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// The most that init spends on asking the broker.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How often a position is renewed within the time that Kafka keeps it.
+const RENEWALS: u32 = 8;
 
 /// The client id of the member that joins for a moment, by which other functions know it.
 pub const RENEWAL_CLIENT: &str = "kafka-gateway-renewal";
@@ -32,7 +28,6 @@ pub const RENEWAL_CLIENT: &str = "kafka-gateway-renewal";
 /// When a position is due to be committed again.
 #[derive(Debug)]
 pub struct Retention {
-    renew_after: Duration,
     settings: ClientConfig,
     /// When a renewal has failed last, milliseconds since 1970.
     failed_ms: AtomicU64,
@@ -42,22 +37,13 @@ pub struct Retention {
 const AFTER_FAILURE_MS: u64 = 60_000;
 
 impl Retention {
-    /// Asks a broker for its `offsets.retention.minutes`; where it does not say (by its access control, for one), takes
-    /// Kafka's default.
-    pub async fn discover(config: &KafkaConfig) -> Self {
-        let retention = match tokio::time::timeout(PATIENCE, ask(config)).await {
-            Ok(Ok(retention)) => retention,
-            Ok(Err(error)) => {
-                tracing::info!(error, "offsets.retention.minutes is not known; taking Kafka's default of 7 days");
-                DEFAULT
-            }
-            Err(_) => DEFAULT,
-        };
+    /// No renewal has failed yet.
+    pub fn new(config: &KafkaConfig) -> Self {
         let mut settings = client::settings(config);
         settings.set("enable.auto.commit", "false").set("client.id", RENEWAL_CLIENT);
         // Should the sandbox die while it is a member, the group is soon free again.
         settings.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "1000");
-        Self { renew_after: retention / 8, settings, failed_ms: AtomicU64::new(0) }
+        Self { settings, failed_ms: AtomicU64::new(0) }
     }
 
     /// Puts off further renewals for a while: they ask every broker of the cluster, and one may be away.
@@ -66,10 +52,11 @@ impl Retention {
     }
 
     /// Whether a position should be committed again by now.
-    pub fn is_due(&self, position: &Position) -> bool {
+    pub fn is_due(&self, group: &Group, position: &Position) -> bool {
+        let renew_after = group.facts.retention / RENEWALS;
         now_ms().abs_diff(self.failed_ms.load(Ordering::Relaxed)) > AFTER_FAILURE_MS
             && position.committed.is_some()
-            && position.mark.as_ref().is_none_or(|mark| mark.renewed_ago() > self.renew_after)
+            && position.mark.as_ref().is_none_or(|mark| mark.renewed_ago() > renew_after)
     }
 
     /// If the group is a classic one that its members have left, starts the time of its positions anew. Blocks, for as
@@ -95,28 +82,4 @@ impl Retention {
         member.unsubscribe();
         Ok(())
     }
-}
-
-async fn ask(config: &KafkaConfig) -> Result<Duration, BoxError> {
-    let admin: AdminClient<Context> = client::settings(config).create_with_context(Context)?;
-    let (admin, broker) = tokio::task::spawn_blocking(move || {
-        let brokers = admin
-            .inner()
-            .fetch_metadata(Some(NO_TOPIC), PATIENCE)
-            .map(|metadata| metadata.brokers().first().map(rdkafka::metadata::MetadataBroker::id));
-        (admin, brokers)
-    })
-    .await?;
-    let broker = broker?.ok_or("the cluster has no broker")?;
-    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-    let described = admin.describe_configs(&[ResourceSpecifier::Broker(broker)], &options).await?;
-    // Ending a client takes its time.
-    tokio::task::spawn_blocking(move || drop(admin));
-    let described = described.into_iter().next().ok_or("no answer")?.map_err(|error| error.to_string())?;
-    let minutes = described
-        .get("offsets.retention.minutes")
-        .and_then(|entry| entry.value.as_deref())
-        .ok_or("the broker does not say")?
-        .parse::<u32>()?;
-    Ok(Duration::from_secs(60 * u64::from(minutes)))
 }
