@@ -1,4 +1,4 @@
-.PHONY: help dev test bench bench-long lint fmt
+.PHONY: help dev test test-matrix bench bench-long lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/make \1	\2/p' Makefile
@@ -10,6 +10,11 @@ dev: ## the local stack and the functions at their routes, until Ctrl-C
 test: ## everything, on a real Kafka and a real Keycloak
 	cargo build --workspace
 	cargo test --workspace
+
+test-matrix: ## the tests that concern Kafka, on Kafka 2.8, 3.2, 3.9 and 4.1: a line a version
+	cargo build --workspace
+	cargo test --workspace --no-run
+	.ci/test-matrix
 
 bench: ## the release binaries beside the raw client and the usual way: a table, docs/bench.md and docs/bench.svg
 	cargo build --release --workspace --bins

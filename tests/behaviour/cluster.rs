@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::consume::{committed, raw_consumer, values};
 use crate::kit::problem;
 use crate::wire::ACKNOWLEDGE;
-use crate::world::{Answer, CONSUME, PRODUCE, admin, call, consume, function_with, produce, unique};
+use crate::world::{Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, unique};
 
 const PARTITIONS: i32 = 3;
 
@@ -161,6 +161,9 @@ async fn under_load(cluster: &Cluster, happens: impl AsyncFnOnce(&str, &str, &Lo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_move_and_a_broker_is_lost_under_load_and_no_acknowledged_record_is() {
+    if !applies_since(3, 3, "the cluster's controller is a broker") {
+        return;
+    }
     let cluster = cluster().await;
     under_load(&cluster, async |server, topic, load| {
         // It hands its leaderships over and goes.
@@ -178,6 +181,9 @@ async fn leaders_move_and_a_broker_is_lost_under_load_and_no_acknowledged_record
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_brokers_lost_is_said_in_time_and_what_was_acknowledged_comes_back_with_them() {
+    if !applies_since(3, 3, "the cluster's controller is a broker") {
+        return;
+    }
     let cluster = cluster().await;
     under_load(&cluster, async |server, _, _| {
         let (producer, consumer) = (start("produce", server).await, start("consume", server).await);
