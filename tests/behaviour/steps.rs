@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tests::{Api, At, Event, Stack};
 
-use crate::consume::{offsets, raw_consumer};
+use crate::consume::{fill, offsets, raw_consumer, values};
 use crate::wire::{ACKNOWLEDGE, BATCH, CALLS, Case, Fault, RECORDS, Wire, cases, each};
 use crate::world::{Answer, PRODUCE, admin, consume, topic_on, unique};
 
@@ -198,6 +198,26 @@ async fn a_record_is_written_once_whatever_happens_to_its_request() {
         assert_eq!(end, i64::from(written));
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_commit_is_never_answered_takes_nothing_from_the_others() {
+    let (wire, group) = (Wire::shared().await, unique("group"));
+    let server = wire.broker.bootstrap();
+    let topic = topic_on(&server, 2, &[]).await;
+    fill(&server, &topic, 2, 10);
+    let (victim, id) = wire.victim("consume").await;
+    let claim = format!("kafka-gateway:1:{topic}:1:{group}");
+    let caught = wire.proxy.catch(&id, (Api::EndTxn, At::Request), &claim, 0);
+    let begun = Instant::now();
+    let answer = consume(&victim, &topic, &group, "").await;
+    println!("answered after {:?}", begun.elapsed());
+    let mut got = values(answer.messages());
+    assert_eq!(got, [0, 2, 4, 6, 8], "those of the other partition");
+    drop(caught.await.expect("it was sent"));
+    got.extend(values(consume(&wire.consumer, &topic, &group, "&timeout_ms=5000").await.messages()));
+    got.sort_unstable();
+    assert_eq!(got, (0..10).collect::<Vec<_>>(), "each once");
 }
 
 /// What tools, or time, do to a group's offsets.
