@@ -18,7 +18,7 @@ use crate::kafka::consumers::{Consumers, SAY, blocking};
 use crate::kafka::decide::Intent;
 use crate::kafka::group::{Group, Offsets, Positions, places};
 use crate::kafka::handover::{Ack, Ask, Slot, Stepped, Taken};
-use crate::kafka::position::{Position, now_ms};
+use crate::kafka::position::{Mark, Position, now_ms};
 use crate::kafka::retention::Retention;
 use crate::lease::Token;
 use crate::messages::choose;
@@ -86,9 +86,10 @@ impl Seen {
         usize::try_from(self.end - self.from).unwrap_or(usize::MAX)
     }
 
-    /// Whether another function has committed here just now.
+    /// Whether another function has committed here just now, and will probably go on.
     fn is_others(&self, me: u32) -> bool {
-        self.position.mark.as_ref().is_some_and(|mark| mark.sandbox != me && mark.age() < STICKY)
+        let goes_on = |mark: &Mark| !mark.settles() && mark.age() < STICKY;
+        self.position.is_anothers(me) && self.position.mark.as_ref().is_some_and(goes_on)
     }
 }
 

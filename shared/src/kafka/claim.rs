@@ -24,7 +24,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer as _};
 
-use super::client::{self, Context, NO_TOPIC};
+use super::client::{self, Context, NO_TOPIC, OffPath};
 use super::error::unreachable;
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
@@ -72,7 +72,7 @@ pub struct Claim {
     group: Arc<Group>,
     topic: TopicName,
     partition: i32,
-    producer: BaseProducer<Context>,
+    producer: OffPath<BaseProducer<Context>>,
 }
 
 impl std::fmt::Debug for Claim {
@@ -81,9 +81,13 @@ impl std::fmt::Debug for Claim {
     }
 }
 
-impl Claim {
-    /// Takes the position over from whoever held it. Blocks.
-    pub fn take(
+/// A client that is ready to claim a position, and has disturbed nobody yet.
+#[derive(Debug)]
+pub struct Claimant(Claim);
+
+impl Claimant {
+    /// Makes the client and connects it. Blocks.
+    pub fn new(
         settings: &ClientConfig,
         group: &Arc<Group>,
         topic: &TopicName,
@@ -93,8 +97,27 @@ impl Claim {
         let mut settings = settings.clone();
         settings.set("transactional.id", transactional_id(&group.id, topic, partition));
         let producer: BaseProducer<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
-        initialise(&producer, until)?;
-        Ok(Self { group: Arc::clone(group), topic: topic.clone(), partition, producer })
+        client::connect(producer.client(), topic, partition, patience(until));
+        Ok(Self(Claim { group: Arc::clone(group), topic: topic.clone(), partition, producer: OffPath::new(producer) }))
+    }
+
+    /// Takes the position over from whoever held it. Blocks.
+    pub fn claim(self, until: Instant) -> Result<Claim, Error> {
+        initialise(&self.0.producer, until)?;
+        Ok(self.0)
+    }
+}
+
+impl Claim {
+    /// Takes the position over, with a client made for it. Blocks.
+    pub fn take(
+        settings: &ClientConfig,
+        group: &Arc<Group>,
+        topic: &TopicName,
+        partition: i32,
+        until: Instant,
+    ) -> Result<Self, Error> {
+        Claimant::new(settings, group, topic, partition, until)?.claim(until)
     }
 
     /// The position, read under this claim.
@@ -195,9 +218,12 @@ fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Er
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let _ = producer.client().fetch_metadata(Some(NO_TOPIC), Duration::from_millis(50));
+            loop {
                 std::thread::park_timeout(Duration::from_millis(3));
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                let _ = producer.client().fetch_metadata(Some(NO_TOPIC), Duration::from_millis(50));
             }
         });
         let result = loop {

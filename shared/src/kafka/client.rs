@@ -1,10 +1,15 @@
 //! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
 
+use std::ops::Deref;
+use std::time::Duration;
+
+use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, Statistics};
 
 use crate::config::{KafkaConfig, Security};
+use crate::names::TopicName;
 
 /// A name that no topic can have. To ask for its metadata brings a small reply, however many topics the cluster has, and
 /// creates nothing; but librdkafka then looks again at what it was waiting for.
@@ -60,6 +65,43 @@ fn secure(settings: &mut ClientConfig, config: &KafkaConfig) {
         // Vendored OpenSSL looks for roots in a folder that does not exist; `probe` finds the system's.
         let roots = config.ca_file.as_ref().map_or("probe".into(), |file| file.to_string_lossy());
         settings.set("ssl.ca.location", roots);
+    }
+}
+
+/// The longest that a new client waits to be connected early. Otherwise it only takes longer.
+const CONNECT: Duration = Duration::from_millis(200);
+
+/// Connects a new client to a partition's leader, at once.
+///
+/// Once librdkafka knows the brokers it gives the bootstrap connection up, and whatever was asked there; then it waits
+/// 11 ms before it connects to just any of them. Not so to one that it is to ask something: so that one is asked.
+pub(super) fn connect(client: &Client<Context>, topic: &TopicName, partition: i32, patience: Duration) {
+    let _ = client.fetch_watermarks(topic.as_str(), partition, patience.min(CONNECT));
+}
+
+/// A client that ends off the path of the call that drops it: librdkafka flushes and joins its threads.
+pub(super) struct OffPath<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> OffPath<T> {
+    pub(super) fn new(client: T) -> Self {
+        Self(Some(client))
+    }
+}
+
+impl<T: Send + 'static> Deref for OffPath<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("taken only at the end")
+    }
+}
+
+impl<T: Send + 'static> Drop for OffPath<T> {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(client));
+        }
     }
 }
 

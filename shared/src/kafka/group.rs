@@ -99,7 +99,10 @@ impl Group {
         if let Some(partitions) = self.topics.partitions(topic) {
             return Ok(partitions);
         }
-        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
+        let begun = Instant::now();
+        client::connect(self.consumer.client(), topic, 0, patience);
+        let left = patience.saturating_sub(begun.elapsed());
+        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), left).map_err(unreachable)?;
         let partitions = partitions_of(&metadata, topic)?;
         self.topics.note(topic, partitions);
         Ok(partitions)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
-use super::claim::{Claim, Committed};
+use super::claim::{Claim, Claimant, Committed};
 use super::decide::{Intent, Verdict, decide};
 use super::fetch::{Fetched, Window};
 use super::group::Group;
@@ -25,6 +25,10 @@ pub struct Slot {
     partition: i32,
     window: Window,
     claim: Option<Claim>,
+    /// The client for the next claim, if one is made already.
+    claimant: Option<Claimant>,
+    /// Whether leases begin or end here: then the claim goes from function to function, and each step needs a new one.
+    alternates: bool,
     delivery: Delivery,
     hint: Hint,
 }
@@ -149,6 +153,8 @@ impl Slot {
             partition,
             window: Window::new(group, topic, partition)?,
             claim: None,
+            claimant: None,
+            alternates: false,
             delivery,
             hint: Hint::default(),
         })
@@ -185,7 +191,7 @@ impl Slot {
         // Twice: with the claim in hand, a position that had been moved before is worth a second look.
         for _ in 0..2 {
             let asked = from;
-            if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
+            if self.fetch(tools, ask, &seen, from)? == Fetched::OutOfRange {
                 from = self.restart(from, tools.until)?;
                 if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
                     return Ok(Taken::Lost);
@@ -229,10 +235,50 @@ impl Slot {
         Ok(Taken::Lost)
     }
 
+    /// Fills the window. Where the claim has gone to another sandbox, the client for the next one is made meanwhile; but
+    /// nothing is claimed before there is a record to hand out.
+    fn fetch(&mut self, tools: Tools<'_>, ask: &Ask, seen: &Position, from: i64) -> Result<Fetched, Error> {
+        if seen.is_anothers(tools.sandbox) {
+            self.claim = None;
+        }
+        let wanted = self.claim.is_none() && self.claimant.is_none();
+        self.beside(tools, wanted, |slot| slot.window.fill(from, ask.records, ask.bytes, ask.end, tools.until))
+    }
+
+    /// Does something, and beside it, if `wanted`, makes the client for the next claim.
+    fn beside<T>(&mut self, tools: Tools<'_>, wanted: bool, work: impl FnOnce(&mut Self) -> T) -> T {
+        if !wanted || self.delivery != Delivery::Exclusive {
+            return work(self);
+        }
+        let (group, topic, partition) = (Arc::clone(&self.group), self.topic.clone(), self.partition);
+        std::thread::scope(|scope| {
+            let made = scope.spawn(|| Claimant::new(tools.settings, &group, &topic, partition, tools.until));
+            let done = work(self);
+            // What went wrong with it, the step says when it needs it.
+            self.claimant = made.join().ok().and_then(Result::ok);
+            done
+        })
+    }
+
+    /// The claim that still stands, or a new one.
+    fn claim(&mut self, tools: Tools<'_>) -> Result<Claim, Error> {
+        if let Some(claim) = self.claim.take() {
+            return Ok(claim);
+        }
+        match self.claimant.take() {
+            Some(claimant) => claimant.claim(tools.until),
+            None => Claim::take(tools.settings, &self.group, &self.topic, self.partition, tools.until),
+        }
+    }
+
     /// The compare-and-set: claims, reads the position, decides, commits. Blocks.
     ///
     /// With shared delivery there is no claim, and the position that was `seen` before has to do, or one that is read now.
     pub fn step(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
+        self.beside(tools, self.alternates, |slot| slot.step_once(tools, intent, seen))
+    }
+
+    fn step_once(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
         let Tools { settings, sandbox, until, committing } = tools;
         // The claim leaves the slot, so that whatever goes wrong on the way drops it.
         let (claim, position) = match (self.delivery, seen) {
@@ -242,11 +288,14 @@ impl Slot {
                 (None, self.group.position((&self.topic, self.partition), patience)?)
             }
             (Delivery::Exclusive, _) => {
-                let claim = match self.claim.take() {
-                    Some(claim) => claim,
-                    None => Claim::take(settings, &self.group, &self.topic, self.partition, until)?,
-                };
-                let position = claim.position(until)?;
+                let stood = self.claim.is_some();
+                let mut claim = self.claim(tools)?;
+                let mut position = claim.position(until)?;
+                if stood && position.is_anothers(sandbox) {
+                    // Who has committed since then has claimed the position: this claim would not get through.
+                    claim = self.claim(tools)?;
+                    position = claim.position(until)?;
+                }
                 (Some(claim), position)
             }
         };
@@ -272,7 +321,10 @@ impl Slot {
         };
         match claim.commit(&mark, until, committing)? {
             Committed::Yes => {
-                self.claim = Some(claim);
+                // A lease is begun by one function and settled by another: who did his part has no more use for the
+                // claim. Where that went on before, the client for the next one is made beside the step.
+                self.alternates = mark.settles() || matches!(intent, Intent::Lease { .. });
+                self.claim = (!self.alternates).then_some(claim);
                 Ok(Stepped::Committed(mark))
             }
             Committed::Fenced => Ok(Stepped::Fenced),

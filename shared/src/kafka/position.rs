@@ -121,6 +121,9 @@ pub struct Mark {
     /// The last leases that their holders have settled, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settled: Vec<Settled>,
+    /// Whether this commit settled a lease. Who did that has no more use for the partition.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    settles: bool,
 }
 
 /// What makes one commit of one sandbox.
@@ -160,6 +163,7 @@ impl Mark {
             lease: None,
             deliveries: deliveries.filter(|(end, _)| *end > offset).copied().collect(),
             settled: before.map(|mark| mark.settled.clone()).unwrap_or_default(),
+            settles: false,
         }
     }
 
@@ -211,6 +215,7 @@ impl Mark {
     pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
         self.settled.insert(0, Settled { holder, accepted });
         self.settled.truncate(SETTLED);
+        self.settles = true;
         self
     }
 
@@ -242,6 +247,11 @@ impl Mark {
     /// How long ago it was committed.
     pub fn age(&self) -> Duration {
         ago(self.at)
+    }
+
+    /// Whether the sandbox that committed it has no more use for the partition.
+    pub fn settles(&self) -> bool {
+        self.settles
     }
 
     /// The same mark, as one of a renewal.
@@ -282,6 +292,11 @@ impl Position {
         }
         let mark: Option<Mark> = serde_json::from_str(metadata).ok();
         Ok(Self { committed, mark: mark.filter(|mark| Some(mark.offset) == committed) })
+    }
+
+    /// Whether another sandbox was the last to commit it.
+    pub fn is_anothers(&self, sandbox: u32) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.sandbox != sandbox)
     }
 }
 

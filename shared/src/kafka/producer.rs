@@ -1,6 +1,5 @@
 //! Producing: one idempotent producer per sandbox, every record acknowledged by all in-sync replicas.
 
-use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
-use super::client::{self, Context, NO_TOPIC};
+use super::client::{self, Context, NO_TOPIC, OffPath};
 use super::error::{from_kafka, unreachable};
 use super::topics::Topics;
 use crate::auth::{Authorized, Write};
@@ -60,42 +59,22 @@ pub struct Receipt {
     pub timestamp: i64,
 }
 
-/// A client that ends where it may block: librdkafka flushes and joins its threads.
-struct Client(Option<FutureProducer<Context>>);
+type Client = OffPath<FutureProducer<Context>>;
 
-impl Client {
-    /// Makes a client and waits, for a moment, until it is ready to send. Blocks: TLS reads its roots.
-    ///
-    /// Why two requests for metadata: librdkafka asks for its producer id 1 ms after it was created, finds no broker
-    /// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
-    /// connection, the second finds the id's request possible.
-    fn create(settings: &ClientConfig, patience: Duration) -> Result<Self, KafkaError> {
-        let client = Self(Some(settings.create_with_context(Context)?));
-        for _ in 0..2 {
-            if let Err(error) = client.client().fetch_metadata(Some(NO_TOPIC), patience) {
-                tracing::warn!(%error, "Kafka did not answer a new producer; calls will try again");
-                break;
-            }
-        }
-        Ok(client)
-    }
-}
-
-impl Deref for Client {
-    type Target = FutureProducer<Context>;
-
-    fn deref(&self) -> &Self::Target {
-        self.0.as_ref().expect("taken only at the end")
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let client = self.0.take();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(client));
+/// Makes a client and waits, for a moment, until it is ready to send. Blocks: TLS reads its roots.
+///
+/// Why two requests for metadata: librdkafka asks for its producer id 1 ms after it was created, finds no broker
+/// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
+/// connection, the second finds the id's request possible.
+fn create(settings: &ClientConfig, patience: Duration) -> Result<Client, KafkaError> {
+    let client: FutureProducer<Context> = settings.create_with_context(Context)?;
+    for _ in 0..2 {
+        if let Err(error) = client.client().fetch_metadata(Some(NO_TOPIC), patience) {
+            tracing::warn!(%error, "Kafka did not answer a new producer; calls will try again");
+            break;
         }
     }
+    Ok(OffPath::new(client))
 }
 
 /// The sandbox's producer.
@@ -137,7 +116,7 @@ impl Producer {
             settings.set("linger.ms", "0");
         }
         let made = settings.clone();
-        let client = tokio::task::spawn_blocking(move || Client::create(&made, WARM_UP)).await??;
+        let client = tokio::task::spawn_blocking(move || create(&made, WARM_UP)).await??;
         Ok(Self {
             settings,
             client: RwLock::new(Arc::new(client)),
@@ -248,7 +227,7 @@ impl Producer {
         let settings = self.settings.clone();
         // Two answers, and half of the time is still there for the record.
         let patience = WARM_UP.min(deadline.require()? / 4);
-        let made = tokio::task::spawn_blocking(move || Client::create(&settings, patience)).await;
+        let made = tokio::task::spawn_blocking(move || create(&settings, patience)).await;
         let fresh = Arc::new(made.map_err(Error::internal)?.map_err(Error::internal)?);
         *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&fresh);
         Ok(fresh)
