@@ -17,7 +17,7 @@ struct Panel {
 const PANELS: &[Panel] = &[
     Panel {
         title: "Produce, warm, p50 (ms)",
-        case: "produce, warm",
+        case: "produce, warm, one caller, taking turns",
         bars: &[("produce", "produce"), ("raw", "raw client"), ("empty", "empty function"), ("FastAPI", USUAL)],
         rates: false,
     },
@@ -30,6 +30,12 @@ const PANELS: &[Panel] = &[
             ("FastAPI + aiokafka, a member", "FastAPI, a member that stays"),
             ("FastAPI + aiokafka, stateless", "FastAPI, stateless"),
         ],
+        rates: false,
+    },
+    Panel {
+        title: "Lease 100 records and accept them, p50 (ms)",
+        case: "manual cycle",
+        bars: &[("consume and", "consume, acknowledge"), ("FastAPI + aiokafka", "FastAPI, a member that stays")],
         rates: false,
     },
     Panel {

@@ -61,6 +61,12 @@ impl FastApi {
         (took, answer["messages"].as_array().expect("messages").len())
     }
 
+    /// Commits what `/consume/poll` has handed out.
+    pub(crate) async fn commit(&self, topic: &str, group: &str) -> Duration {
+        let url = format!("{}/consume/commit?topic={topic}&group_id={group}", self.base);
+        self.timed(self.client.post(url).bearer_auth(&self.token)).await.0
+    }
+
     fn produce_request(&self, topic: &str) -> RequestBuilder {
         let body = json!({ "topic": topic, "value": VALUE }).to_string();
         let request = self.client.post(format!("{}/produce", self.base)).bearer_auth(&self.token);

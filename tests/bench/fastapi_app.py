@@ -79,7 +79,6 @@ async def joined(topic, group_id):
 
 async def next_records(consumer, limit):
     batches = await consumer.getmany(timeout_ms=1000, max_records=limit)
-    await consumer.commit()
     return [
         {
             "partition": record.partition,
@@ -98,17 +97,39 @@ async def consume(topic: str, group_id: str, limit: int = 100):
     """Stateless, as behind a load balancer: each call is a consumer's whole life."""
     consumer = await joined(topic, group_id)
     try:
-        return {"messages": await next_records(consumer, limit)}
+        messages = await next_records(consumer, limit)
+        await consumer.commit()
+        return {"messages": messages}
     finally:
         await consumer.stop()
 
 
-@app.get("/consume/warm", dependencies=[allowed("kafka_consumer:read")])
-async def consume_warm(topic: str, group_id: str, limit: int = 100):
-    """The consumer stays a member of its group in this process: poll and commit."""
+async def member(topic, group_id):
+    """A consumer that stays a member of its group in this process."""
     if (topic, group_id) not in consumers:
         consumers[topic, group_id] = await joined(topic, group_id)
-    return {"messages": await next_records(consumers[topic, group_id], limit)}
+    return consumers[topic, group_id]
+
+
+@app.get("/consume/warm", dependencies=[allowed("kafka_consumer:read")])
+async def consume_warm(topic: str, group_id: str, limit: int = 100):
+    """Poll and commit in one call."""
+    consumer = await member(topic, group_id)
+    messages = await next_records(consumer, limit)
+    await consumer.commit()
+    return {"messages": messages}
+
+
+@app.get("/consume/poll", dependencies=[allowed("kafka_consumer:read")])
+async def consume_poll(topic: str, group_id: str, limit: int = 100):
+    """Poll now, commit when the caller has done its work: as long as it meets the same process again."""
+    return {"messages": await next_records(await member(topic, group_id), limit)}
+
+
+@app.post("/consume/commit", dependencies=[allowed("kafka_consumer:read")])
+async def consume_commit(topic: str, group_id: str):
+    await (await member(topic, group_id)).commit()
+    return {}
 
 
 uvicorn.run(app, host="127.0.0.1", port=int(options.port))

@@ -3,8 +3,8 @@
 //! It measures and asserts nothing about times: a busy machine would make that a test of the machine. What it does
 //! assert is that every call succeeded and that every record was handed out once.
 //!
-//! `--long` adds 100,000 requests to each function, to see that its memory does not grow. `--only <case>` measures one
-//! (`cold`, `produce`, `consume`, `callers`, `group`, `memory`), and writes nothing.
+//! `--long` adds 100,000 requests to each function, to see that its memory does not grow. `--only <case>` measures one of
+//! `cases::CASES`, and writes nothing.
 
 mod cases;
 mod chart;
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use tests::progress;
 
+use crate::cases::{CASES, Measured};
 use crate::report::{Machine, Report};
 use crate::world::World;
 
@@ -30,9 +31,9 @@ async fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {}
         ["--long"] => long = true,
-        ["--only", case] => only = Some(case),
+        ["--only", case] if CASES.contains(&case) => only = Some(case),
         _ => {
-            eprintln!("usage: bench [--long | --only cold|produce|consume|callers|group|memory]");
+            eprintln!("usage: bench [--long | --only {}]", CASES.join("|"));
             return ExitCode::from(2);
         }
     }
@@ -47,29 +48,12 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let wanted = |case| only.is_none_or(|only| only == case);
-    let (mut rows, mut memory) = (Vec::new(), Vec::new());
-    if wanted("cold") {
-        rows.extend(cases::cold_produce(&world).await);
-        rows.extend(cases::cold_consume(&world).await);
-    }
-    if wanted("produce") {
-        rows.extend(cases::warm_produce(&world).await);
-    }
-    if wanted("consume") {
-        rows.extend(cases::warm_consume(&world).await);
-    }
-    if wanted("callers") {
-        rows.extend(cases::callers(&world).await);
-    }
-    if wanted("group") {
-        rows.extend(cases::one_group(&world).await);
-    }
-    if wanted("memory") {
-        memory = cases::memory(&world, long).await;
+    let mut measured = Measured::default();
+    for case in CASES.into_iter().filter(|case| only.is_none_or(|only| only == *case)) {
+        cases::measure(case, &world, long, &mut measured).await;
     }
     drop(world);
-    let report = Report::new(machine, rows, memory);
+    let report = Report::new(machine, measured);
     let markdown = report.markdown();
     println!("{markdown}");
     if only.is_some() {

@@ -94,6 +94,14 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Its process, while it runs on this machine.
+    pub fn pid(&self) -> Option<i32> {
+        match &self.host {
+            Host::Local { process, .. } => lock(process).as_ref().map(Process::pid),
+            Host::Container(_) => None,
+        }
+    }
+
     /// Ends it in order (SIGTERM), and waits.
     pub async fn stop(&self) {
         match &self.host {
