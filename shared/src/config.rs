@@ -2,6 +2,8 @@
 //!
 //! Names and defaults are the contract's (section 4), as far as they belong to what is built; the README says which.
 
+mod schemas;
+
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -9,6 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use self::schemas::{RegistryConfig, SchemaConfig, Validation};
 use crate::dlq::Suffix;
 
 /// A variable that is missing or has a value that cannot be used. Never repeats the value: it may be a secret.
@@ -33,6 +36,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// Whose tokens count.
     pub oidc: OidcConfig,
+    /// Where schemas are, and what they are used for.
+    pub schemas: SchemaConfig,
     /// Where metrics go.
     pub metrics: MetricsConfig,
     /// The ceiling for the work of one call, beside `timeout_ms` (`KAFKA_REQUEST_TIMEOUT_MS`).
@@ -211,6 +216,7 @@ impl Config {
         Ok(Self {
             kafka: KafkaConfig::read(env)?,
             oidc: OidcConfig::read(env)?,
+            schemas: SchemaConfig::read(env)?,
             metrics: MetricsConfig::read(env)?,
             request_timeout: Duration::from_millis(env.number("KAFKA_REQUEST_TIMEOUT_MS", 10_000, 100..=29_000)?),
         })
@@ -414,6 +420,10 @@ mod tests {
         assert_eq!(config.request_timeout, Duration::from_secs(10));
         assert_eq!(config.metrics.job, "kafka-gateway");
         assert_eq!(config.metrics.pushgateway_url, None);
+        assert!(config.schemas.registry.is_none() && !config.schemas.keep_invalid);
+        assert_eq!(config.schemas.validation, Validation::Off);
+        let with_registry = read(&[("SCHEMA_REGISTRY_URL", "http://localhost:8081")]).expect("valid");
+        assert_eq!(with_registry.schemas.validation, Validation::IfRegistered);
     }
 
     #[test]
@@ -438,6 +448,14 @@ mod tests {
             ("OIDC_JWKS_URI", "file:///s3cret"),
             ("OIDC_ROLE_CLAIMS", " , "),
             ("PUSHGATEWAY_URL", "s3cret:9091"),
+            ("SCHEMA_REGISTRY_URL", "s3cret"),
+            ("SCHEMA_REGISTRY_URL", "http://user:s3cret@localhost:8081"),
+            ("SCHEMA_REGISTRY_CREDENTIALS", "s3cret"),
+            ("SCHEMA_REGISTRY_CREDENTIALS", "arn:s3cret"),
+            ("SCHEMA_REGISTRY_CREDENTIALS", "Bearer s3cret\u{1}"),
+            ("SCHEMA_VALIDATION", "s3cret"),
+            ("SCHEMA_VALIDATION", "required"),
+            ("SCHEMA_ON_INVALID", "s3cret"),
         ] {
             let error = read(&[(variable, value)]).expect_err(variable).to_string();
             let named = match (variable, value) {
@@ -506,6 +524,8 @@ mod tests {
             ("KAFKA_SECURITY", "scram-sha-512"),
             ("KAFKA_CREDENTIALS", "user:pa:ss"),
             ("PUSHGATEWAY_URL", "http://user:pa:ss@localhost:9091"),
+            ("SCHEMA_REGISTRY_URL", "http://localhost:8081"),
+            ("SCHEMA_REGISTRY_CREDENTIALS", "Bearer pa:ss"),
         ])
         .expect("valid");
         let Security::Scram { username, password, .. } = &config.kafka.security else { panic!("scram") };

@@ -19,6 +19,7 @@ use crate::messages::{self, Wanted};
 use crate::metrics::{self, Direction};
 use crate::names::{GroupId, TopicName};
 use crate::record::{self, Formats};
+use crate::schema::Schemas;
 
 /// `lease_ms`: the shortest, the default, the longest.
 pub const LEASE_MS: (u64, u64, u64) = (1_000, 30_000, 600_000);
@@ -28,6 +29,7 @@ pub const LEASE_MS: (u64, u64, u64) = (1_000, 30_000, 600_000);
 pub struct Consume {
     consumers: Arc<Consumers>,
     retention: Arc<Retention>,
+    schemas: Arc<Schemas>,
 }
 
 impl Endpoint for Consume {
@@ -38,7 +40,11 @@ impl Endpoint for Consume {
     async fn start(config: &Config) -> Result<Self, BoxError> {
         let consumers = Arc::new(Consumers::new(&config.kafka));
         consumers.learn().await;
-        Ok(Self { consumers, retention: Arc::new(Retention::new(&config.kafka)) })
+        Ok(Self {
+            consumers,
+            retention: Arc::new(Retention::new(&config.kafka)),
+            schemas: Arc::new(Schemas::new(&config.schemas)),
+        })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -47,11 +53,12 @@ impl Endpoint for Consume {
             let detail = "ack: manual needs exclusive delivery, which this deployment has turned off";
             return Err(Error::new(Code::InvalidParameter, detail));
         }
+        self.schemas.require(params.formats)?;
         call.on_topic(&params.topic);
         call.on_group(&params.group);
         let from = may.on((params.topic.clone(), params.group.clone()))?;
         let group = self.consumers.group(&from, call.deadline).await?;
-        let session = Session::new(from, group, &self.consumers, &self.retention, params, call.deadline);
+        let session = Session::new(from, group, &self.consumers, &self.retention, &self.schemas, params, call.deadline);
         let result = session.consume().await;
         let topic = session.from.topic();
         if session.group.knows(topic) {

@@ -62,6 +62,8 @@ codes! {
     TopicNotFound = "topic_not_found", 404, 40401, "The topic does not exist";
     /// The topic exists, the partition does not.
     PartitionNotFound = "partition_not_found", 404, 40402, "The partition does not exist";
+    /// The registry has no such schema.
+    SchemaNotFound = "schema_not_found", 404, 404, "The schema does not exist";
     /// This function serves another route.
     RouteNotFound = "route_not_found", 404, 404, "There is no such route";
     /// The route exists, with another method.
@@ -76,12 +78,16 @@ codes! {
     LeaseLost = "lease_lost", 409, 409, "The lease is lost";
     /// The record is well-formed JSON, but cannot become a Kafka record.
     UnprocessableRecord = "unprocessable_record", 422, 422, "The record cannot be written";
+    /// The key or value does not fit its schema.
+    SchemaValidationFailed = "schema_validation_failed", 422, 42203, "The record does not fit its schema";
     /// The broker asks for a slower pace.
     Throttled = "throttled", 429, 429, "Too many requests";
     /// Kafka cannot be reached, or cannot do it just now.
     BrokerUnavailable = "broker_unavailable", 503, 50003, "Kafka is not available";
     /// The identity provider's keys cannot be had.
     IdentityUnavailable = "identity_unavailable", 503, 503, "The identity provider is not available";
+    /// The schema registry cannot be asked.
+    SchemaRegistryUnavailable = "schema_registry_unavailable", 503, 40801, "The schema registry is not available";
     /// The time for the call ran out.
     DeadlineExceeded = "deadline_exceeded", 504, 504, "The deadline was exceeded";
     /// A fault of ours.
@@ -95,6 +101,7 @@ impl Code {
             Self::Throttled
             | Self::BrokerUnavailable
             | Self::IdentityUnavailable
+            | Self::SchemaRegistryUnavailable
             | Self::DeadlineExceeded
             | Self::GroupInUse => true,
             Self::InvalidJson
@@ -108,12 +115,14 @@ impl Code {
             | Self::TopicForbidden
             | Self::TopicNotFound
             | Self::PartitionNotFound
+            | Self::SchemaNotFound
             | Self::RouteNotFound
             | Self::MethodNotAllowed
             | Self::RecordTooLarge
             | Self::UnsupportedMediaType
             | Self::LeaseLost
             | Self::UnprocessableRecord
+            | Self::SchemaValidationFailed
             | Self::Internal => false,
         }
     }
@@ -122,7 +131,7 @@ impl Code {
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
             Self::Throttled | Self::BrokerUnavailable => Some(Duration::from_secs(1)),
-            Self::IdentityUnavailable => Some(Duration::from_secs(5)),
+            Self::IdentityUnavailable | Self::SchemaRegistryUnavailable => Some(Duration::from_secs(5)),
             _ => None,
         }
     }

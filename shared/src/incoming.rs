@@ -4,29 +4,24 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
-use crate::http::request::{Request, one_of};
+use crate::http::request::Request;
 use crate::kafka::producer::NewRecord;
 use crate::names::TopicName;
-use crate::record::{self, Format, Header};
+use crate::record::{self, Header};
+use crate::schema::{Draft, Field, Schemas};
 
 /// A request's record whose members are known to be well-formed. Key and value are still as they were sent, since what
 /// they become may depend on the topic.
 #[derive(Debug)]
 pub struct Incoming<'a> {
     topic: TopicName,
-    key: Option<Content<'a>>,
-    value: Content<'a>,
+    key: Draft<'a>,
+    value: Draft<'a>,
     headers: Vec<Header>,
     partition: Option<i32>,
     timestamp: Option<i64>,
-}
-
-/// A key or a value as it was sent, and how it is meant.
-#[derive(Debug)]
-struct Content<'a> {
-    json: &'a RawValue,
-    format: Format,
 }
 
 /// The members of a record, each still as it was sent.
@@ -49,6 +44,10 @@ struct Members<'a> {
     key_format: Option<&'a RawValue>,
     #[serde(borrow, default)]
     value_format: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    key_schema: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    value_schema: Option<&'a RawValue>,
 }
 
 impl<'a> Incoming<'a> {
@@ -61,12 +60,11 @@ impl<'a> Incoming<'a> {
         let value = members.value.ok_or_else(|| {
             Error::new(Code::MissingParameter, "value: is required; null writes a tombstone, \"\" an empty value")
         })?;
-        let (key_format, value_format) =
-            (format(members.key_format, "key_format")?, format(members.value_format, "value_format")?);
+        let key = members.key.unwrap_or(RawValue::NULL);
         Ok(Self {
             topic,
-            key: members.key.map(|json| Content { json, format: key_format }),
-            value: Content { json: value, format: value_format },
+            key: Draft::read(Field::Key, key, members.key_format, members.key_schema)?,
+            value: Draft::read(Field::Value, value, members.value_format, members.value_schema)?,
             headers: members.headers.map(record::decode_headers).transpose()?.unwrap_or_default(),
             partition: members.partition.map(|partition| at_least(0, partition, PARTITION)).transpose()?,
             timestamp: members.timestamp.map(|timestamp| at_least(1, timestamp, TIMESTAMP)).transpose()?,
@@ -78,18 +76,23 @@ impl<'a> Incoming<'a> {
         &self.topic
     }
 
-    /// Makes the record's bytes of it.
-    pub fn encode(self, request: &Request) -> Result<NewRecord, Error> {
-        let encode = |content: Content<'_>, field| record::decode(content.json, content.format, field);
-        let mut record = NewRecord {
-            key: self.key.map(|key| encode(key, "key")).transpose()?.flatten(),
-            value: encode(self.value, "value")?,
-            headers: self.headers,
-            partition: self.partition,
-            timestamp: self.timestamp,
-        };
+    /// Makes the record's bytes of it. See [`Schemas::encode`] for what may stand in the way.
+    pub async fn encode(&self, schemas: &Schemas, request: &Request, deadline: Deadline) -> Result<NewRecord, Error> {
+        let key = schemas.encode(&self.topic, &self.key, deadline).await?;
+        let value = schemas.encode(&self.topic, &self.value, deadline).await?;
+        Ok(self.record(key, value, request))
+    }
+
+    /// The record without schemas: what a dead letter keeps of one that does not fit.
+    pub fn as_sent(&self, request: &Request) -> Result<NewRecord, Error> {
+        Ok(self.record(self.key.as_sent()?, self.value.as_sent()?, request))
+    }
+
+    fn record(&self, key: Option<Vec<u8>>, value: Option<Vec<u8>>, request: &Request) -> NewRecord {
+        let (headers, partition, timestamp) = (self.headers.clone(), self.partition, self.timestamp);
+        let mut record = NewRecord { key, value, headers, partition, timestamp };
         add_trace(&mut record, request);
-        Ok(record)
+        record
     }
 }
 
@@ -110,12 +113,6 @@ where
     if number >= least { Ok(number) } else { Err(Error::new(Code::InvalidParameter, problem)) }
 }
 
-fn format(json: Option<&RawValue>, field: &'static str) -> Result<Format, Error> {
-    let Some(json) = json else { return Ok(Format::Auto) };
-    let word: Option<String> = serde_json::from_str(json.get()).ok();
-    one_of(field, word.as_deref(), Format::WORDS)
-}
-
 /// Hands the caller's trace on in the record's headers (W3C Trace Context), unless the caller gave headers of that name.
 fn add_trace(record: &mut NewRecord, request: &Request) {
     let Some(parent) = request.trace_parent() else { return };
@@ -131,13 +128,21 @@ fn add_trace(record: &mut NewRecord, request: &Request) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::config::{SchemaConfig, Validation};
     use crate::http::request::Event;
 
-    /// A record's topic and what is written there, as the request has no trace.
+    /// A record's topic and what is written there, as the request has no trace, and there is no registry.
     fn parse(body: &[u8]) -> Result<(TopicName, NewRecord), Error> {
-        let incoming = Incoming::read(body)?;
-        Ok((incoming.topic().clone(), incoming.encode(&Request::new(Event::default()))?))
+        let schemas = Schemas::new(&SchemaConfig { registry: None, validation: Validation::Off, keep_invalid: false });
+        let (incoming, request) = (Incoming::read(body)?, Request::new(Event::default()));
+        let deadline = Deadline::of_invocation(0, Duration::from_secs(10));
+        let encoded = incoming.encode(&schemas, &request, deadline).now_or_never();
+        Ok((incoming.topic().clone(), encoded.expect("nothing to wait for")?))
     }
 
     fn code(body: &str) -> Code {

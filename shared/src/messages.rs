@@ -6,6 +6,7 @@ use crate::errors::Error;
 use crate::http::Response;
 use crate::http::request::Query;
 use crate::record::{self, Format, Formats, Record};
+use crate::schema::Rendering;
 
 /// The ceiling for `max_bytes`: Lambda's limit for an answer is 6 MB, and what is not counted here must fit as well.
 const MAX_BYTES: usize = 6_000_000;
@@ -48,7 +49,7 @@ pub fn budget(max_bytes: usize, rest: usize) -> usize {
 pub fn choose<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     partition: i32,
-    formats: Formats,
+    rendering: &Rendering,
     attempt: impl Fn(i64) -> Option<u32>,
     limit: usize,
     budget: usize,
@@ -60,7 +61,7 @@ pub fn choose<'a>(
         if record.bytes() > left {
             break;
         }
-        let message = record::encode(record, partition, formats, attempt(record.offset));
+        let message = record::encode(record, partition, rendering, attempt(record.offset));
         let Some(rest) = left.checked_sub(record::weight(&message) + 1) else { break };
         left = rest;
         chosen.push(message);

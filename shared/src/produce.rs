@@ -4,16 +4,20 @@ use serde_json::json;
 
 use crate::auth::{May, Write};
 use crate::config::Config;
-use crate::errors::{BoxError, Error};
+use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route};
 use crate::incoming::Incoming;
 use crate::kafka::producer::Producer;
 use crate::metrics::{self, Direction};
+use crate::on_invalid::OnInvalid;
+use crate::schema::Schemas;
 
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
 pub struct Produce {
     producer: Producer,
+    schemas: Schemas,
+    on_invalid: OnInvalid,
 }
 
 impl Endpoint for Produce {
@@ -22,7 +26,11 @@ impl Endpoint for Produce {
     type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self { producer: Producer::start(&config.kafka, config.request_timeout).await? })
+        Ok(Self {
+            producer: Producer::start(&config.kafka, config.request_timeout).await?,
+            schemas: Schemas::new(&config.schemas),
+            on_invalid: OnInvalid::new(config),
+        })
     }
 
     async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {
@@ -31,7 +39,14 @@ impl Endpoint for Produce {
         let incoming = Incoming::read(&body)?;
         call.on_topic(incoming.topic());
         let to = may.on(incoming.topic().clone())?;
-        let record = incoming.encode(&call.request)?;
+        let record = match incoming.encode(&self.schemas, &call.request, call.deadline).await {
+            Ok(record) => record,
+            Err(error) if error.code() == Code::SchemaValidationFailed => {
+                let sent = incoming.as_sent(&call.request)?;
+                return Err(self.on_invalid.keep(&self.producer, &to, sent, error, call.deadline).await);
+            }
+            Err(error) => return Err(error),
+        };
         let bytes = record.bytes();
         let result = self.producer.produce(&to, &record, call.deadline).await;
         if self.producer.knows(to.topic()) {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::errors::{Code, Error};
+use crate::schema::{Kind, Rendering};
 
 /// `key_format`, `value_format`, `format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,19 +22,28 @@ pub enum Format {
     String,
     /// base64 (RFC 4648, section 4, with padding).
     Binary,
+    /// By a schema of the registry, in its wire format.
+    Schema(Kind),
 }
 
 impl Format {
     /// Every format by the word that names it.
-    pub const WORDS: &[(&str, Self)] =
-        &[("auto", Self::Auto), ("json", Self::Json), ("string", Self::String), ("binary", Self::Binary)];
+    pub const WORDS: &[(&str, Self)] = &[
+        ("auto", Self::Auto),
+        ("json", Self::Json),
+        ("string", Self::String),
+        ("binary", Self::Binary),
+        ("avro", Self::Schema(Kind::Avro)),
+        ("jsonschema", Self::Schema(Kind::JsonSchema)),
+        ("protobuf", Self::Schema(Kind::Protobuf)),
+    ];
 }
 
 /// A Kafka header: a name, and a value that may be null.
 pub type Header = (String, Option<Vec<u8>>);
 
 /// JSON (that is known to be valid) without its insignificant white space; every number and string stays as it was sent.
-fn compact(json: &str) -> Vec<u8> {
+pub(crate) fn compact(json: &str) -> Vec<u8> {
     let (mut out, mut quoted, mut escaped) = (Vec::with_capacity(json.len()), false, false);
     for &byte in json.as_bytes() {
         if quoted {
@@ -49,7 +59,14 @@ fn compact(json: &str) -> Vec<u8> {
     out
 }
 
-/// Turns a member of a request into a key's or value's bytes. JSON `null` is a null. `field` names it in errors.
+/// Bytes that are JSON text, without its insignificant white space.
+pub(crate) fn json_text(bytes: &[u8]) -> Option<String> {
+    let json: &RawValue = serde_json::from_slice(bytes).ok()?;
+    String::from_utf8(compact(json.get())).ok()
+}
+
+/// Turns a member of a request into a key's or value's bytes. JSON `null` is a null. `field` names it in errors. For
+/// formats with a schema see [`Schemas::encode`](crate::schema::Schemas::encode).
 ///
 /// Errors: `422 unprocessable_record` where the JSON does not fit the format. No error repeats what was sent.
 pub fn decode(json: &RawValue, format: Format, field: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -70,6 +87,7 @@ pub fn decode(json: &RawValue, format: Format, field: &str) -> Result<Option<Vec
         Format::Binary => STANDARD.decode(text()?).map_err(|error| {
             Error::new(Code::UnprocessableRecord, format!("{field}: is not valid base64")).source(error)
         })?,
+        Format::Schema(_) => return Err(Error::internal("a format with a schema was not resolved")),
     };
     Ok(Some(bytes))
 }
@@ -90,17 +108,16 @@ pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     if body.is_empty() {
         return Err(Error::new(Code::InvalidJson, "The body is empty"));
     }
-    let json: &RawValue = serde_json::from_slice(body).map_err(|error| shape_error(&error))?;
+    let json: &RawValue = serde_json::from_slice(body).map_err(|error| {
+        let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
+        Error::new(Code::InvalidJson, place)
+    })?;
     object(json).map_err(|error| shape_error(&error))
 }
 
 /// serde's messages quote the body. Also a name that is not known here is not repeated: where the payload itself was
 /// sent as the body, it is the payload's.
 fn shape_error(error: &serde_json::Error) -> Error {
-    if error.is_syntax() || error.is_eof() {
-        let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
-        return Error::new(Code::InvalidJson, place);
-    }
     let message = error.to_string();
     let text = message.rsplit_once(" at line ").map_or(&*message, |(text, _)| text);
     let detail = match text.rsplit_once(", expected ") {
@@ -114,7 +131,7 @@ fn shape_error(error: &serde_json::Error) -> Error {
 }
 
 /// Reads a JSON object. serde by itself would take an array of the members' values for one.
-fn object<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, serde_json::Error> {
+pub(crate) fn object<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, serde_json::Error> {
     if !json.get().starts_with('{') {
         return Err(serde::de::Error::custom("not an object"));
     }
@@ -212,7 +229,8 @@ pub struct Formats {
 }
 
 /// Renders a record as one member of `messages`. `attempt` counts its deliveries under leases, this one included.
-pub fn encode(record: &Record, partition: i32, formats: Formats, attempt: Option<u32>) -> String {
+/// How, and with which schemas, says [`Schemas::rendering`](crate::schema::Schemas::rendering).
+pub fn encode(record: &Record, partition: i32, rendering: &Rendering, attempt: Option<u32>) -> String {
     let mut out = String::with_capacity(96 + record.bytes() * 5 / 4);
     out.push_str("{\"partition\":");
     out.push_str(&partition.to_string());
@@ -224,8 +242,8 @@ pub fn encode(record: &Record, partition: i32, formats: Formats, attempt: Option
         out.push_str(",\"delivery_attempt\":");
         out.push_str(&attempt.to_string());
     }
-    encode_field(&mut out, "key", record.key.as_deref(), formats.key);
-    encode_field(&mut out, "value", record.value.as_deref(), formats.value);
+    encode_field(&mut out, "key", record.key.as_deref(), rendering.formats.key, rendering);
+    encode_field(&mut out, "value", record.value.as_deref(), rendering.formats.value, rendering);
     out.push_str(",\"headers\":[");
     for (index, (name, value)) in record.headers.iter().enumerate() {
         out.push_str(if index == 0 { "{\"name\":" } else { ",{\"name\":" });
@@ -249,7 +267,7 @@ pub fn encode(record: &Record, partition: i32, formats: Formats, attempt: Option
 
 /// Writes `"<name>": …`, and where it is base64, `"<name>_encoding"`; where it does not decode as asked,
 /// `"<name>_error"` as well: a record that cannot be shown as wished never fails the call that read it.
-fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Format) {
+fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Format, rendering: &Rendering) {
     out.push_str(",\"");
     out.push_str(name);
     out.push_str("\":");
@@ -264,11 +282,15 @@ fn encode_field(out: &mut String, name: &str, bytes: Option<&[u8]>, format: Form
             (Ok(_), Err(_)) => None,
             (Err(_), _) => Some("is not UTF-8 text"),
         },
-        Format::Json => match serde_json::from_slice::<&RawValue>(bytes) {
-            Ok(json) => return out.push_str(std::str::from_utf8(&compact(json.get())).unwrap_or("null")),
-            Err(_) => Some("is not JSON"),
+        Format::Json => match json_text(bytes) {
+            Some(json) => return out.push_str(&json),
+            None => Some("is not JSON"),
         },
         Format::Binary => None,
+        Format::Schema(kind) => match rendering.json(kind, bytes) {
+            Ok(json) => return out.push_str(&json),
+            Err(problem) => Some(problem),
+        },
     };
     push_base64(out, bytes);
     out.push_str(",\"");
@@ -402,7 +424,8 @@ mod tests {
 
     fn shown(value: &[u8], format: Format) -> Value {
         let record = Record { offset: 7, timestamp: 1, key: None, value: Some(value.to_vec()), headers: vec![] };
-        serde_json::from_str(&encode(&record, 3, Formats { key: format, value: format }, None)).expect("JSON")
+        serde_json::from_str(&encode(&record, 3, &Rendering::plain(Formats { key: format, value: format }), None))
+            .expect("JSON")
     }
 
     #[test]
@@ -440,7 +463,7 @@ mod tests {
         for value in ["\u{1}".repeat(1000), "\"".repeat(1000), "\\".repeat(1000), "\n".repeat(1000)] {
             let record =
                 Record { offset: 0, timestamp: 0, key: None, value: Some(value.into_bytes()), headers: vec![] };
-            let json = encode(&record, 0, Formats::default(), None);
+            let json = encode(&record, 0, &Rendering::plain(Formats::default()), None);
             assert!(json.contains("\"value_encoding\":\"base64\""));
             // The weight is what the runtime really sends: the body as a JSON string.
             assert_eq!(weight(&json) + 2, Value::from(json.clone()).to_string().len());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use crate::error::{Context as _, Error, Result};
-use crate::install::{kafka_since, kafka_version, keycloak_version, settings};
+use crate::install::{kafka_since, kafka_version, keycloak_version, registry_version, settings};
 use crate::kafka::version_settings;
 use crate::process::{Process, ended_by, output};
 use crate::run::RunDir;
@@ -71,6 +71,7 @@ impl Compose {
         let mut env: Vec<_> = ports.iter().map(|(name, port)| (*name, port.to_string())).collect();
         env.push(("KAFKA_VERSION", version));
         env.push(("KEYCLOAK_VERSION", keycloak_version()));
+        env.push(("REGISTRY_VERSION", registry_version()));
         let file = settings().join("compose.yaml");
         let overrides = if broker.is_empty() { None } else { Some(write_overrides(run, name, &broker)?) };
         let projects = run.path().join(PROJECTS);

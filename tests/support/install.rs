@@ -13,6 +13,7 @@ use crate::process::{output, supervised};
 use crate::run::progress;
 
 const KEYCLOAK_VERSION: &str = "26.4.0";
+const REGISTRY_VERSION: &str = "3.0.9";
 const MAVEN_PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0";
 /// `cargo-lambda` comes without its dependency ziglang (400 MB): only cross-compiling needs it.
 const PYTHON_PACKAGES: [(&str, &[&str]); 2] = [("cargo-lambda==1.9.2", &["--no-deps"]), ("aiokafka==0.14.0", &[])];
@@ -60,6 +61,10 @@ pub fn kafka_since(major: u32, minor: u32) -> bool {
 
 pub(crate) fn keycloak_version() -> String {
     std::env::var("KEYCLOAK_VERSION").unwrap_or_else(|_| KEYCLOAK_VERSION.to_owned())
+}
+
+pub(crate) fn registry_version() -> String {
+    std::env::var("REGISTRY_VERSION").unwrap_or_else(|_| REGISTRY_VERSION.to_owned())
 }
 
 /// Installs everything the stack needs without a container engine.
@@ -152,6 +157,21 @@ async fn keycloak() -> Result<PathBuf> {
     })
     .await?;
     Ok(home.join(format!("keycloak-{version}")))
+}
+
+/// The schema registry: its folder, with the jar to run.
+pub(crate) async fn registry() -> Result<PathBuf> {
+    let _lock = exclusive().await?;
+    let version = registry_version();
+    let home = local().join(format!("apicurio-registry-{version}"));
+    step(&format!("apicurio registry {version}"), &home, &version, async |dir| {
+        let mut mvn = supervised("mvn");
+        mvn.args(["-q", "-B", &format!("{MAVEN_PLUGIN}:unpack")]);
+        mvn.arg(format!("-Dartifact=io.apicurio:apicurio-registry-app:{version}:tar.gz:all"));
+        mvn.arg(format!("-DoutputDirectory={}", dir.display())).current_dir(dir);
+        output("mvn dependency:unpack", mvn).await.map(drop)
+    })
+    .await
 }
 
 /// A database with the realm in it: creating the schema, the keys and the realm takes two thirds of a first start.

@@ -28,6 +28,7 @@ mod lambda_api;
 pub mod process;
 mod proxy;
 mod pushgateway;
+mod registry;
 mod run;
 mod stack;
 mod watch;

@@ -16,6 +16,7 @@ use crate::keycloak::{self, Tokens};
 use crate::process::{Process, output, supervised};
 use crate::proxy::Proxy;
 use crate::pushgateway;
+use crate::registry;
 use crate::run::{RunDir, free_port, progress};
 
 /// A running Kafka, Keycloak and Pushgateway. Ended, with their data, when dropped or when the process is gone.
@@ -24,11 +25,25 @@ pub struct Stack {
     // Dropped from top to bottom: the services before the folder they write to.
     kafka: Broker,
     services: Services,
+    registry: OnceCell<Registry>,
     keycloak_port: u16,
     pushgateway_port: u16,
     tokens: Tokens,
     extra: AtomicU32,
     run: RunDir,
+}
+
+/// A schema registry that runs.
+#[derive(Debug)]
+struct Registry {
+    url: String,
+    _process: RegistryProcess,
+}
+
+#[derive(Debug)]
+enum RegistryProcess {
+    Local { _process: Process },
+    Container { _compose: Compose },
 }
 
 #[derive(Debug)]
@@ -53,7 +68,7 @@ impl Stack {
         };
         let (kafka, services, keycloak_port, pushgateway_port) = started.inspect_err(|_| run.keep_logs())?;
         let (tokens, extra) = (Tokens::default(), AtomicU32::new(2));
-        Ok(Stack { kafka, services, keycloak_port, pushgateway_port, tokens, extra, run })
+        Ok(Stack { kafka, services, registry: OnceCell::new(), keycloak_port, pushgateway_port, tokens, extra, run })
     }
 
     /// The broker.
@@ -69,6 +84,33 @@ impl Stack {
     /// The realm's issuer, as tokens name it.
     pub fn issuer(&self) -> String {
         keycloak::issuer(self.keycloak_port)
+    }
+
+    /// The schema registry's base URL. It is installed and started by the first who asks: most tests need none.
+    pub async fn registry(&self) -> &str {
+        self.try_registry().await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// [`Stack::registry`] without the panic.
+    pub async fn try_registry(&self) -> Result<&str> {
+        let registry = self.registry.get_or_try_init(async || {
+            let (name, port) = ("schema-registry", free_port()?);
+            let process = match &self.services {
+                Services::Local { .. } => {
+                    let process = registry::start(&install::registry().await?, &self.run.log(name), port)?;
+                    told(name, registry::ready(Some(&process), port)).await?;
+                    RegistryProcess::Local { _process: process }
+                }
+                Services::Containers { engine, .. } => {
+                    let ports = [("SCHEMA_REGISTRY_PORT", port)];
+                    let compose = Compose::up(engine, &self.run, name, &ports, &[name], &[])?;
+                    told(name, registry::ready(compose.process(), port)).await?;
+                    RegistryProcess::Container { _compose: compose }
+                }
+            };
+            Ok(Registry { url: registry::url(port), _process: process })
+        });
+        registry.await.map(|registry| registry.url.as_str())
     }
 
     /// The Pushgateway's base URL.
@@ -171,6 +213,21 @@ impl Stack {
         result.await.unwrap_or_else(|e| panic!("{e}"))
     }
 
+    /// [`Stack::python`] in an environment of its own, below `.local/<name>`, with these packages.
+    pub async fn python_with(
+        &self,
+        (name, packages): (&str, &[&str]),
+        script: impl AsRef<Path>,
+        args: &[&str],
+    ) -> String {
+        let result = async {
+            let mut python = supervised(install::venv_with(name, packages).await?.join("bin/python"));
+            python.arg(script.as_ref()).args(args);
+            output(&script.as_ref().display().to_string(), python).await
+        };
+        result.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
     /// [`Stack::python_spawn`] in an environment of its own, below `.local/<name>`, with these packages.
     pub async fn python_spawn_with(
         &self,
@@ -210,11 +267,14 @@ async fn local(run: &RunDir) -> Result<Started> {
     Ok((kafka, services, keycloak_port, pushgateway_port))
 }
 
+/// What every stack has, by its name in compose.yaml.
+const SERVICES: &[&str] = &["kafka", "keycloak", "pushgateway"];
+
 async fn containers(engine: &'static str, run: &RunDir) -> Result<Started> {
     let (kafka_port, keycloak_port, pushgateway_port) = (free_port()?, free_port()?, free_port()?);
     let ports = [("KAFKA_PORT", kafka_port), ("KEYCLOAK_PORT", keycloak_port), ("PUSHGATEWAY_PORT", pushgateway_port)];
     progress(format_args!("starting kafka, keycloak and pushgateway with {engine} compose"));
-    let compose = Arc::new(Compose::up(engine, run, "stack", &ports, &[], &[])?);
+    let compose = Arc::new(Compose::up(engine, run, "stack", &ports, SERVICES, &[])?);
     let (kafka, (), ()) = tokio::try_join!(
         told("kafka", Broker::container(Arc::clone(&compose), kafka_port)),
         told("keycloak", keycloak::ready(compose.process(), keycloak_port)),

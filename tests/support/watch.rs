@@ -20,13 +20,13 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it on a free port, for functions that work with `stack`.
-    pub async fn start(stack: &Stack) -> Result<Self> {
+    /// Starts it on a free port, for functions that work with `stack`, and with `more` variables.
+    pub async fn start(stack: &Stack, more: &[(&str, &str)]) -> Result<Self> {
         let port = free_port()?;
         let mut watch = supervised(venv().await?.join("bin/cargo-lambda"));
         // `--wait`: otherwise every binary of the workspace is started as a function, this program too.
         watch.args(["lambda", "watch", "--quiet", "--wait", "--invoke-address", "127.0.0.1", "--invoke-port"]);
-        watch.arg(port.to_string()).current_dir(workspace_root()).envs(stack.kafka_env());
+        watch.arg(port.to_string()).current_dir(workspace_root()).envs(stack.kafka_env()).envs(more.iter().copied());
         Ok(Self { process: Process::attached("cargo lambda watch", watch)?, port })
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
@@ -23,6 +24,7 @@ use crate::kafka::retention::Retention;
 use crate::lease::Token;
 use crate::messages::choose;
 use crate::record::Record;
+use crate::schema::Schemas;
 
 /// How long a partition is left to the function that committed there last, as long as others have records. Longer than
 /// the pause between two calls of a busy consumer, shorter than anybody would wait for a dead one.
@@ -65,6 +67,7 @@ pub(super) struct Session {
     pub(super) token: Token,
     consumers: Arc<Consumers>,
     retention: Arc<Retention>,
+    schemas: Arc<Schemas>,
     /// When the call must be over.
     deadline: Deadline,
     /// When an answer without records goes out.
@@ -115,6 +118,7 @@ impl Session {
         group: Arc<Group>,
         consumers: &Arc<Consumers>,
         retention: &Arc<Retention>,
+        schemas: &Arc<Schemas>,
         params: Params,
         deadline: Deadline,
     ) -> Self {
@@ -125,6 +129,7 @@ impl Session {
             group,
             consumers: Arc::clone(consumers),
             retention: Arc::clone(retention),
+            schemas: Arc::clone(schemas),
             deadline,
             // An answer without records is better than none, even where the function's own timeout is short.
             answer_at: Instant::now() + params.timeout.min(deadline.left().saturating_sub(CONTEST_END)),
@@ -446,7 +451,7 @@ impl Session {
         };
         let consumers = Arc::clone(&self.consumers);
         let taken = blocking(self.deadline, move |until| {
-            slot.take(consumers.tools(until, &AtomicBool::new(false)), &ask, |_, _| 1)
+            slot.take(consumers.tools(until, &AtomicBool::new(false)), &ask, |_, _| Ok(1))
         });
         match taken.await? {
             Taken::Records { records, until } if records.iter().any(|record| record.offset == offset) => {
@@ -490,6 +495,7 @@ impl Session {
             let committing = Arc::new(AtomicBool::new(false));
             let partition = seen.partition;
             awaited.insert(partition, Arc::clone(&committing));
+            let (schemas, deadline, runtime) = (Arc::clone(&self.schemas), self.deadline, Handle::current());
             running.spawn_blocking(move || {
                 let Seen { position, from, end, .. } = seen;
                 let ask = Ask { seen: position, from, end, records: limit, bytes: budget, ack };
@@ -497,8 +503,11 @@ impl Session {
                 let taken = slot.take(consumers.tools(until, &committing), &ask, |records, position| {
                     let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
                     let attempt = |offset| manual.then(|| delivered(offset) + 1);
-                    messages = choose(records, partition, formats, attempt, limit, budget);
-                    messages.len()
+                    // Before anything is claimed: without the registry, the records stay where they are.
+                    let rendering = schemas.rendering(records.iter().take(limit), formats, deadline);
+                    let rendering = runtime.block_on(rendering)?;
+                    messages = choose(records, partition, &rendering, attempt, limit, budget);
+                    Ok(messages.len())
                 });
                 (partition, taken, messages)
             });

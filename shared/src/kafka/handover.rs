@@ -180,12 +180,12 @@ impl Slot {
     /// Hands out the next records: fetches, then takes the step that makes them the caller's. Blocks.
     ///
     /// `choose` says how many of the fetched records are taken, from the first on; none, if the first does not fit. It
-    /// also gets the position they are based on.
+    /// also gets the position they are based on. If it fails, nothing is claimed or committed.
     pub fn take(
         &mut self,
         tools: Tools<'_>,
         ask: &Ask,
-        mut choose: impl FnMut(&Records, &Position) -> usize,
+        mut choose: impl FnMut(&Records, &Position) -> Result<usize, Error>,
     ) -> Result<Taken, Error> {
         let (mut seen, mut from) = (ask.seen.clone(), ask.from);
         // Twice: with the claim in hand, a position that had been moved before is worth a second look.
@@ -206,7 +206,7 @@ impl Slot {
                 return Ok(Taken::Nothing);
             };
             let (offset, size) = (first.offset, first.bytes());
-            let count = choose(self.window.records(), &seen);
+            let count = choose(self.window.records(), &seen)?;
             if count == 0 {
                 self.hint.oversized = Some(asked);
                 return Ok(Taken::TooLarge { offset, size });

@@ -140,6 +140,17 @@ impl Producer {
         self.write(to.topic(), record, deadline).await
     }
 
+    /// The same for a dead letter: who may write to a topic may leave letters in its dead-letter topic.
+    pub async fn produce_letter(
+        &self,
+        _of: &Authorized<Write>,
+        letters: &TopicName,
+        letter: &NewRecord,
+        deadline: Deadline,
+    ) -> Result<Receipt, Error> {
+        self.write(letters, letter, deadline).await
+    }
+
     async fn write(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
         let (client, delivery) = self.enqueue(topic, record, deadline).await?;
         tokio::pin!(delivery);

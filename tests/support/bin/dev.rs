@@ -35,7 +35,11 @@ async fn run(mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
         stack = Stack::start() => stack?,
         () = &mut stop => return Ok(()),
     };
-    let gateway = Gateway::start(&stack).await?;
+    let registry = tokio::select! {
+        registry = stack.try_registry() => registry?.to_owned(),
+        () = &mut stop => return Ok(()),
+    };
+    let gateway = Gateway::start(&stack, &[("SCHEMA_REGISTRY_URL", &registry)]).await?;
     let ended = tokio::select! {
         ended = serve(&stack, &gateway) => ended,
         () = &mut stop => Ok(()),
@@ -69,6 +73,7 @@ async fn instructions(stack: &Stack, gateway: &Gateway) -> Result<String> {
     Ok(format!(
         r#"
 Kafka {kafka} · issuer {issuer} · Pushgateway {pushgateway}
+schema registry {registry}
 logs: {logs}
 
 TOKEN={token}
@@ -76,6 +81,14 @@ TOKEN={token}
 curl -sS {url}/kafka/producer/produce -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"topic": "demo", "key": "k1", "value": {{"hello": "world"}}}}'
 
 curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-group' -H "Authorization: Bearer $TOKEN"
+
+With a schema:
+
+curl -sS {registry}/subjects/demo-value/versions -H 'Content-Type: application/vnd.schemaregistry.v1+json' -d '{{"schema": "{{\"type\":\"record\",\"name\":\"Order\",\"fields\":[{{\"name\":\"id\",\"type\":\"long\"}},{{\"name\":\"note\",\"type\":[\"null\",\"string\"],\"default\":null}}]}}"}}'
+
+curl -sS {url}/kafka/producer/produce -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"topic": "demo", "value": {{"id": 17}}, "value_format": "avro"}}'
+
+curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-avro&value_format=avro' -H "Authorization: Bearer $TOKEN"
 
 At least once, by a lease: the token to accept it with is in the answer.
 
@@ -90,6 +103,7 @@ Ctrl-C ends everything."#,
         kafka = stack.bootstrap(),
         issuer = stack.issuer(),
         pushgateway = stack.pushgateway(),
+        registry = stack.try_registry().await?,
         logs = stack.logs().display(),
     ))
 }
