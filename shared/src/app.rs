@@ -6,18 +6,31 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lambda_runtime::{LambdaEvent, service_fn};
+use serde::de::IgnoredAny;
+use tracing::Instrument;
 
 use crate::auth::Authenticator;
-use crate::config::Config;
+use crate::config::{Config, MonitorConfig};
+use crate::deadline::{Deadline, FUNCTION_TIMEOUT};
 use crate::errors::BoxError;
 use crate::http::request::Event;
 use crate::http::{Endpoint, Service};
+use crate::lag_monitor::LagMonitor;
 use crate::metrics::push::Pusher;
 use crate::{lifecycle, metrics, telemetry};
 
-/// Runs one endpoint as this process's Lambda function, until Lambda ends the sandbox. What stops it is one log line,
-/// which names the environment variable where one is at fault.
+/// Runs one endpoint as this process's Lambda function, until Lambda ends the sandbox.
 pub fn run<E: Endpoint>() -> ExitCode {
+    process(serve::<E>)
+}
+
+/// Runs `lag-monitor`, which has no route, in the same way.
+pub fn run_lag_monitor() -> ExitCode {
+    process(monitor)
+}
+
+/// What stops a function is one log line, which names the environment variable where one is at fault.
+fn process<Ended: Future<Output = Result<(), BoxError>>>(serve: impl FnOnce(Instant) -> Ended) -> ExitCode {
     let started = Instant::now();
     if let Err(error) = telemetry::init() {
         eprintln!("{error}");
@@ -30,7 +43,7 @@ pub fn run<E: Endpoint>() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(serve::<E>(started));
+    let ended = runtime.block_on(serve(started));
     // A thread that librdkafka holds is not waited for.
     runtime.shutdown_background();
     match ended {
@@ -77,6 +90,21 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
         }
     });
     lifecycle::run(answer, pusher, service.endpoint().stop()).await
+}
+
+/// It answers each event with nothing, or with an error, which Lambda counts. What it has to push is pushed in the call
+/// itself, as nobody waits for the answer; so there is no extension, and nothing to flush.
+async fn monitor(_: Instant) -> Result<(), BoxError> {
+    let config = MonitorConfig::from_env()?;
+    let client = tokio::task::spawn_blocking(http_client).await??;
+    let monitor = Arc::new(LagMonitor::new(config, client));
+    let run = service_fn(move |event: LambdaEvent<IgnoredAny>| {
+        let monitor = Arc::clone(&monitor);
+        let span = tracing::error_span!("request", request_id = event.context.request_id);
+        let deadline = Deadline::of_invocation(event.context.deadline, FUNCTION_TIMEOUT);
+        async move { monitor.run(deadline).await.map_err(BoxError::from) }.instrument(span)
+    });
+    lambda_runtime::run(run).await
 }
 
 /// The sandbox's one HTTP client, for the identity provider and the Pushgateway.

@@ -2,6 +2,7 @@
 //!
 //! Names and defaults are the contract's (section 4), as far as they belong to what is built; the README says which.
 
+mod monitor;
 mod schemas;
 
 use std::collections::HashMap;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 pub use self::schemas::{RegistryConfig, SchemaConfig, Validation};
 use crate::dlq::Suffix;
+
+pub use self::monitor::MonitorConfig;
 
 /// A variable that is missing or has a value that cannot be used. Never repeats the value: it may be a secret.
 #[derive(Debug, thiserror::Error)]

@@ -34,6 +34,7 @@ pub mod http;
 pub mod incoming;
 pub mod kafka;
 pub mod lag;
+pub mod lag_monitor;
 pub mod lease;
 pub mod lifecycle;
 pub mod messages;

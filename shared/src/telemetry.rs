@@ -132,7 +132,7 @@ pub fn died(topic: &TopicName, group: Option<&GroupId>, partition: Option<i32>, 
 }
 
 /// To the microsecond; the line need not carry more digits than the clock.
-fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 

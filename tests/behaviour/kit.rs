@@ -7,7 +7,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
 use crate::world::Answer;
@@ -34,6 +34,21 @@ pub(crate) fn problem(response: &Value) -> (u64, String) {
 pub(crate) async fn refused(function: &Function, client: &str, event: Event) -> (u64, String) {
     let token = Stack::shared().await.token(client).await;
     problem(&function.invoke(event.bearer(&token).build()).await)
+}
+
+/// What `EventBridge` sends to a function on a schedule.
+pub(crate) fn scheduled() -> Value {
+    json!({
+        "version": "0",
+        "id": "89d1a02d-5ec7-412e-82f5-13505f849b41",
+        "detail-type": "Scheduled Event",
+        "source": "aws.events",
+        "account": "123456789012",
+        "time": "2026-01-01T00:00:00Z",
+        "region": "eu-central-1",
+        "resources": ["arn:aws:events:eu-central-1:123456789012:rule/lag-monitor"],
+        "detail": {},
+    })
 }
 
 /// A record for [`write`].

@@ -23,7 +23,7 @@ async fn lag(function: &Function, query: &str) -> Answer {
 }
 
 /// An ordinary offset commit, without a membership.
-fn commit(bootstrap: &str, group: &str, topic: &str, partition: i32, offset: i64) {
+pub(crate) fn commit(bootstrap: &str, group: &str, topic: &str, partition: i32, offset: i64) {
     let mut position = TopicPartitionList::new();
     position.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset");
     raw_consumer(bootstrap, group, &[]).commit(&position, CommitMode::Sync).expect("committed");

@@ -13,6 +13,7 @@ mod interop;
 mod issuer;
 mod kit;
 mod lag;
+mod lag_monitor;
 mod leases;
 mod life;
 mod observability;

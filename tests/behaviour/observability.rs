@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use crate::world::{Answer, CONSUME, call, consume, function, function_with, produce, topic, unique};
 
 /// The samples of one job on the Pushgateway, as text lines.
-async fn pushed(job: &str) -> Vec<String> {
+pub(crate) async fn pushed(job: &str) -> Vec<String> {
     let url = format!("{}/metrics", Stack::shared().await.pushgateway());
     let text = reqwest::get(url).await.expect("an answer").text().await.expect("text");
     let label = format!("job=\"{job}\"");
@@ -21,7 +21,7 @@ async fn pushed(job: &str) -> Vec<String> {
 }
 
 /// The sum of a metric's samples that have all of these labels.
-fn sum(samples: &[String], name: &str, labels: &[&str]) -> f64 {
+pub(crate) fn sum(samples: &[String], name: &str, labels: &[&str]) -> f64 {
     samples
         .iter()
         .filter(|line| line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label)))

@@ -7,6 +7,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tests::Stack;
 
 use crate::consume::{committed, fill, raw_consumer};
+use crate::kit::scheduled;
 use crate::world::{consume, function_with, topic_on, unique};
 
 /// Commits offset 4 of partition 0, as a member of the group or without joining it.
@@ -37,14 +38,15 @@ async fn positions_survive_while_the_group_is_used() {
     let server = broker.bootstrap();
     let topic = topic_on(&server, 2, &[]).await;
     fill(&server, &topic, 2, 20);
-    let [unused, simple, emptied] = ["unused", "simple", "emptied"].map(unique);
+    let [unused, simple, emptied, watched] = ["unused", "simple", "emptied", "watched"].map(unique);
     commit_four(&server, &unused, &topic, false);
     commit_four(&server, &simple, &topic, false);
     commit_four(&server, &emptied, &topic, true);
     let begun = Instant::now();
     let consumer = function_with("consume", &[("KAFKA_BOOTSTRAP_SERVERS", &server)]).await;
     // All of partition 1 and the rest of partition 0, so that nothing moves the positions from here on.
-    for group in [&simple, &emptied] {
+    commit_four(&server, &watched, &topic, true);
+    for group in [&simple, &emptied, &watched] {
         let mut got = 0;
         while got < 16 {
             let answer = consume(&consumer, &topic, group, "&limit=100&timeout_ms=8000").await;
@@ -53,6 +55,12 @@ async fn positions_survive_while_the_group_is_used() {
         }
         assert_eq!(got, 16, "ten of one partition, six of the other");
     }
+    // Of this group only lag-monitor takes care from here on.
+    let watch = [
+        ("KAFKA_BOOTSTRAP_SERVERS", server.clone()),
+        ("LAG_MONITOR_GROUPS", format!("{watched}={topic};{unused}={topic}")),
+    ];
+    let monitor = function_with("lag-monitor", &watch.each_ref().map(|(name, value)| (*name, value.as_str()))).await;
     let expired = || committed(&server, &unused, &topic, 0).is_none();
     // Long enough for the group that nobody uses, and for the one that was left by its members.
     while !expired() || begun.elapsed() < Duration::from_secs(95) {
@@ -61,10 +69,11 @@ async fn positions_survive_while_the_group_is_used() {
             assert_eq!(answer.status, 200, "{answer:?}");
             assert!(answer.messages().is_empty(), "{group} began anew after {:?}: {answer:?}", begun.elapsed());
         }
+        monitor.invoke(scheduled()).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert!(begun.elapsed() < Duration::from_secs(240), "the broker never forgot the unused group");
     }
-    for group in [&simple, &emptied] {
+    for group in [&simple, &emptied, &watched] {
         assert_eq!(committed(&server, group, &topic, 0), Some(10), "{group}");
         assert_eq!(committed(&server, group, &topic, 1), Some(10), "{group}");
     }

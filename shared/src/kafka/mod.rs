@@ -10,6 +10,7 @@ pub mod error;
 pub mod fetch;
 pub mod group;
 pub mod handover;
+pub mod keeper;
 pub mod lag;
 pub mod position;
 pub mod producer;

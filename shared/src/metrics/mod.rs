@@ -17,6 +17,7 @@
 //! Without a `PUSHGATEWAY_URL` no recorder is installed, and every call here ends at a recorder that does nothing.
 
 pub mod push;
+pub mod pushgateway;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +26,7 @@ use std::time::Duration;
 use metrics::{SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::dlq::Reason;
-use crate::names::TopicName;
+use crate::names::{GroupId, TopicName};
 
 /// Finished requests, by status.
 pub const REQUESTS: &str = "kafka_gateway_requests_total";
@@ -43,6 +44,8 @@ pub const INIT_DURATION: &str = "kafka_gateway_init_duration_seconds";
 pub const DEAD_LETTERS: &str = "kafka_gateway_dead_letters_total";
 /// Leases by what became of them.
 pub const LEASES: &str = "kafka_gateway_leases_total";
+/// How far a group is behind in a partition.
+pub const CONSUMER_LAG: &str = "kafka_gateway_consumer_lag";
 /// Calls that were turned away before anything else happened.
 pub const AUTH_FAILURES: &str = "kafka_gateway_auth_failures_total";
 
@@ -109,6 +112,26 @@ pub fn initialized(function: &'static str, duration: Duration) {
     gauge!(INIT_DURATION, "function" => function).set(duration.as_secs_f64());
 }
 
+/// What one look at the groups that are watched has shown, as text to push. It holds nothing of earlier looks: what could
+/// not be measured this time is not there, since an old value would pass for a new one.
+pub fn consumer_lags<'a>(lags: impl Iterator<Item = (&'a GroupId, &'a TopicName, i32, i64)>) -> String {
+    let recorder = push::recorder();
+    metrics::with_local_recorder(&recorder, || {
+        describe_gauge!(CONSUMER_LAG, "Offsets between a group's position and the last stable offset");
+        for (group, topic, partition, lag) in lags {
+            let labels = [
+                ("group", group.as_str().to_owned()),
+                ("topic", topic.as_str().to_owned()),
+                ("partition", partition.to_string()),
+            ];
+            // Offsets beyond 2^53 are nobody's.
+            #[allow(clippy::cast_precision_loss)]
+            gauge!(CONSUMER_LAG, &labels).set(lag as f64);
+        }
+    });
+    recorder.handle().render()
+}
+
 /// Called by [`crate::telemetry::request_finished`] alone, which writes the log line of the same event.
 pub(crate) fn request_finished(
     function: &'static str,
@@ -170,6 +193,19 @@ mod tests {
         assert_eq!(bounded(&mut topics, "one-too-many"), None);
         assert_eq!(bounded(&mut topics, "t0").as_deref(), Some("t0"));
         assert!(TopicName::parse(OTHER_TOPICS).is_err());
+    }
+
+    #[test]
+    fn lag_is_rendered_for_each_partition_and_no_longer_than_it_is_known() {
+        let (group, topic) = (GroupId::parse("g \"1\"").expect("legal"), TopicName::parse("orders").expect("legal"));
+        let rendered = consumer_lags([(&group, &topic, 0, 12), (&group, &topic, 1, 0)].into_iter());
+        for line in [
+            r#"kafka_gateway_consumer_lag{group="g \"1\"",topic="orders",partition="0"} 12"#,
+            r#"kafka_gateway_consumer_lag{group="g \"1\"",topic="orders",partition="1"} 0"#,
+        ] {
+            assert!(rendered.lines().any(|rendered| rendered == line), "{line}\nis not in\n{rendered}");
+        }
+        assert!(!consumer_lags(std::iter::empty()).contains("orders"));
     }
 
     #[test]

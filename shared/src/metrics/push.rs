@@ -10,16 +10,13 @@
 //! were not pushed for [`STALE`]. A sandbox that was only idle for so long is back with its next push, with its counts.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use reqwest::header::CONTENT_TYPE;
-use reqwest::{Client, Response};
-use serde::Deserialize;
+use reqwest::Client;
 use tokio::time::{Instant, timeout_at};
 
+use super::pushgateway::{Pushgateway, causes};
 use super::{DURATION_BUCKETS, REQUEST_DURATION};
 use crate::config::MetricsConfig;
 use crate::errors::BoxError;
@@ -34,15 +31,12 @@ const REST: Duration = Duration::from_secs(60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// A group that was not pushed for so long is removed. Lambda ends idle sandboxes well before.
 pub const STALE: Duration = Duration::from_secs(3600);
-/// The Pushgateway lists its groups only together with all that is in them. What is longer is left to `lag-monitor`.
+/// A list of all groups that is longer than this is left to `lag-monitor`.
 const MAX_LISTING: usize = 8 << 20;
 
 /// This sandbox's group on the Pushgateway.
 pub struct Pusher {
-    client: Client,
-    /// The Pushgateway's address, without a slash at its end.
-    base: String,
-    job: String,
+    gateway: Pushgateway,
     instance: String,
     rendered: PrometheusHandle,
     /// [`BUDGET`], except in tests, where a busy machine must not use it up.
@@ -78,8 +72,7 @@ impl Pusher {
         // Sandboxes that start together do not look for stale groups together.
         let first_sweep = SWEEP_INTERVAL.mul_f64(rand::random());
         let schedule = Mutex::new(Schedule { next_push: now, next_sweep: now + first_sweep });
-        let (base, job) = (base.trim_end_matches('/').to_owned(), job.to_owned());
-        Self { client, base, job, instance, rendered, budget: BUDGET, schedule }
+        Self { gateway: Pushgateway::new(base, job, client), instance, rendered, budget: BUDGET, schedule }
     }
 
     /// Pushes, unless that was done or has failed a short while ago. Never fails: a push that does is one warning.
@@ -101,7 +94,7 @@ impl Pusher {
         if let Err(error) = within(deadline, self.put()).await {
             self.schedule.lock().unwrap_or_else(PoisonError::into_inner).next_push = now + REST;
             warn(error.as_ref(), "metrics were not pushed");
-        } else if sweep && let Err(error) = within(deadline, self.remove_stale(STALE)).await {
+        } else if sweep && let Err(error) = within(deadline, self.gateway.remove_stale(STALE, MAX_LISTING)).await {
             warn(error.as_ref(), "stale metrics were not removed");
         }
     }
@@ -114,37 +107,7 @@ impl Pusher {
     }
 
     async fn put(&self) -> Result<(), BoxError> {
-        let request = self
-            .client
-            .put(self.group(&self.instance))
-            .header(CONTENT_TYPE, "text/plain; version=0.0.4")
-            .body(self.rendered.render());
-        accepted(request.send().await?).await.map(drop)
-    }
-
-    /// Removes the groups of this job that were not pushed for so long.
-    async fn remove_stale(&self, age: Duration) -> Result<(), BoxError> {
-        let request = self.client.get(format!("{}/api/v1/metrics", self.base));
-        let mut response = accepted(request.send().await?).await?;
-        let mut listing = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if listing.len() + chunk.len() > MAX_LISTING {
-                return Err("the Pushgateway's list of groups is too long".into());
-            }
-            listing.extend_from_slice(&chunk);
-        }
-        let listing: Listing = serde_json::from_slice(&listing)?;
-        let oldest = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(age).as_secs_f64();
-        for instance in listing.stale(&self.job, oldest) {
-            accepted(self.client.delete(self.group(instance)).send().await?).await?;
-        }
-        Ok(())
-    }
-
-    /// Log stream names hold slashes, so the values are always sent in their base64 form.
-    fn group(&self, instance: &str) -> String {
-        let [job, instance] = [&self.job, instance].map(|value| URL_SAFE_NO_PAD.encode(value));
-        format!("{}/metrics/job@base64/{job}/instance@base64/{instance}", self.base)
+        self.gateway.put(&self.instance, self.rendered.render()).await
     }
 }
 
@@ -173,71 +136,14 @@ async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, BoxEr
     timeout_at(deadline, work).await.map_err(|_| BoxError::from("it took too long"))?
 }
 
-/// The Pushgateway says why it refuses: with the names of metrics, never with what the functions handled.
-async fn accepted(response: Response) -> Result<Response, BoxError> {
-    if response.status().is_success() {
-        return Ok(response);
-    }
-    let status = response.status();
-    let reason: String = response.text().await.unwrap_or_default().chars().take(200).collect();
-    Err(format!("{status}: {}", reason.trim()).into())
-}
-
 fn warn(error: &(dyn std::error::Error + 'static), message: &'static str) {
     tracing::warn!(error_chain = causes(error), "{message}");
 }
 
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut causes = match error.downcast_ref::<reqwest::Error>() {
-        // Its own text repeats the address, which may hold a password.
-        Some(_) => "the Pushgateway cannot be reached".to_owned(),
-        None => error.to_string(),
-    };
-    let mut next = error.source();
-    while let Some(cause) = next {
-        causes = format!("{causes}: {cause}");
-        next = cause.source();
-    }
-    causes
-}
-
-/// `GET /api/v1/metrics`, so far as it matters here.
-#[derive(Deserialize)]
-struct Listing {
-    data: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    labels: std::collections::BTreeMap<String, String>,
-    push_time_seconds: Option<Family>,
-}
-
-#[derive(Deserialize)]
-struct Family {
-    metrics: Vec<Sample>,
-}
-
-#[derive(Deserialize)]
-struct Sample {
-    value: String,
-}
-
-impl Listing {
-    /// The instances of this job that were last pushed before `oldest`. A group that is not grouped by job and instance
-    /// alone is somebody else's.
-    fn stale(&self, job: &str, oldest: f64) -> impl Iterator<Item = &str> {
-        self.data.iter().filter_map(move |group| {
-            let instance = group.labels.get("instance")?;
-            let ours = group.labels.len() == 2 && group.labels.get("job").is_some_and(|of| of == job);
-            let pushed: f64 = group.push_time_seconds.as_ref()?.metrics.first()?.value.parse().ok()?;
-            (ours && pushed < oldest).then_some(instance.as_str())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
     use crate::fake_server;
 
