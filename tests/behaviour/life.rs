@@ -14,12 +14,23 @@ use crate::world::{PRODUCE, consume, function, function_with, topic, topic_on, u
 /// Only a defect takes as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A machine that is busy with other tests may not manage it within the 300 ms that Lambda leaves. Without the flush no
+/// sandbox ever would: left alone, a record waits for company until long after the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_queued_when_the_sandbox_ends_is_sent() {
+    for _ in 0..5 {
+        if ends_with_a_record_queued().await == 1 {
+            return;
+        }
+    }
+    panic!("of five sandboxes none has sent what was queued");
+}
+
+/// Ends a sandbox that has one record queued: how many records there are then.
+async fn ends_with_a_record_queued() -> i64 {
     let wire = Wire::shared().await;
     let server = wire.broker.bootstrap();
     let (topic, id) = (topic_on(&server, 1, &[]).await, unique("victim"));
-    // Left alone, the record would wait for company until long after the end.
     let properties = format!("client.id={id};linger.ms=25000");
     let settings = [
         ("KAFKA_BOOTSTRAP_SERVERS", server.as_str()),
@@ -39,7 +50,7 @@ async fn what_is_queued_when_the_sandbox_ends_is_sent() {
     assert!(answer.is_err(), "the call was under way: {answer:?}");
     assert_eq!(producer.exit_code(PATIENCE).await, Some(0));
     let (_, end) = raw_consumer(&server, "-", &[]).fetch_watermarks(&topic, 0, PATIENCE).expect("watermarks");
-    assert_eq!(end, 1);
+    end
 }
 
 #[tokio::test(flavor = "multi_thread")]
