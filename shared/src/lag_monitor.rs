@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 use tokio::time::timeout_at;
 
@@ -20,6 +19,7 @@ use crate::config::MonitorConfig;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Error};
 use crate::kafka::brokers::Brokers;
+use crate::kafka::client::Settings;
 use crate::kafka::consumers::blocking;
 use crate::kafka::group::{self, Group};
 use crate::kafka::keeper::Keeper;
@@ -53,7 +53,7 @@ const NAMESPACE: &str = "KafkaGateway";
 pub struct LagMonitor {
     config: MonitorConfig,
     brokers: Brokers,
-    settings: ClientConfig,
+    settings: Settings,
     meter: Meter,
     keeper: Keeper,
     pushgateway: Option<Pushgateway>,

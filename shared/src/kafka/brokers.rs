@@ -4,12 +4,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::metadata::MetadataBroker;
 use tokio::sync::OnceCell;
 
-use super::client::{self, Context, NO_TOPIC};
+use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::unreachable;
 use crate::config::KafkaConfig;
 use crate::errors::{Code, Error};
@@ -87,7 +86,7 @@ impl Facts {
 /// The cluster's brokers, asked once.
 #[derive(Debug)]
 pub struct Brokers {
-    settings: ClientConfig,
+    settings: Settings,
     facts: OnceCell<Facts>,
 }
 
@@ -107,11 +106,11 @@ impl Brokers {
     }
 }
 
-async fn ask(settings: ClientConfig, until: Instant) -> Result<Facts, Error> {
+async fn ask(settings: Settings, until: Instant) -> Result<Facts, Error> {
     let left = move || until.saturating_duration_since(Instant::now());
     // To make a client reads the system's certificates.
     let made = tokio::task::spawn_blocking(move || {
-        let admin: AdminClient<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
+        let admin: Client<AdminClient<Context>> = settings.create().map_err(Error::internal)?;
         let metadata = admin.inner().fetch_metadata(Some(NO_TOPIC), left()).map_err(unreachable)?;
         let brokers: Vec<i32> = metadata.brokers().iter().map(MetadataBroker::id).collect();
         Ok::<_, Error>((admin, brokers))
@@ -125,8 +124,6 @@ async fn ask(settings: ClientConfig, until: Instant) -> Result<Facts, Error> {
             break;
         }
     }
-    // Ending a client takes its time.
-    tokio::task::spawn_blocking(move || drop(admin));
     facts
 }
 

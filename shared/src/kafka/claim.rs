@@ -20,11 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer as _};
 
-use super::client::{self, Context, NO_TOPIC, OffPath};
+use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::unreachable;
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
@@ -44,7 +43,7 @@ fn transactional_id(group: &GroupId, topic: &TopicName, partition: i32) -> Strin
 }
 
 /// The settings of the producers that hold claims.
-pub fn settings(config: &KafkaConfig) -> ClientConfig {
+pub fn settings(config: &KafkaConfig) -> Settings {
     let mut settings = client::settings(config);
     settings
         .set("enable.idempotence", "true")
@@ -72,7 +71,7 @@ pub struct Claim {
     group: Arc<Group>,
     topic: TopicName,
     partition: i32,
-    producer: OffPath<BaseProducer<Context>>,
+    producer: Client<BaseProducer<Context>>,
 }
 
 impl std::fmt::Debug for Claim {
@@ -88,7 +87,7 @@ pub struct Claimant(Claim);
 impl Claimant {
     /// Makes the client and connects it. Blocks.
     pub fn new(
-        settings: &ClientConfig,
+        settings: &Settings,
         group: &Arc<Group>,
         topic: &TopicName,
         partition: i32,
@@ -96,9 +95,9 @@ impl Claimant {
     ) -> Result<Self, Error> {
         let mut settings = settings.clone();
         settings.set("transactional.id", transactional_id(&group.id, topic, partition));
-        let producer: BaseProducer<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
+        let producer: Client<BaseProducer<Context>> = settings.create().map_err(Error::internal)?;
         client::connect(producer.client(), topic, partition, patience(until));
-        Ok(Self(Claim { group: Arc::clone(group), topic: topic.clone(), partition, producer: OffPath::new(producer) }))
+        Ok(Self(Claim { group: Arc::clone(group), topic: topic.clone(), partition, producer }))
     }
 
     /// Takes the position over from whoever held it. Blocks.
@@ -111,7 +110,7 @@ impl Claimant {
 impl Claim {
     /// Takes the position over, with a client made for it. Blocks.
     pub fn take(
-        settings: &ClientConfig,
+        settings: &Settings,
         group: &Arc<Group>,
         topic: &TopicName,
         partition: i32,
@@ -172,7 +171,7 @@ impl Claim {
     /// position, they have done that already, and a stable read is enough: claiming it back would only cost them theirs.
     pub fn settle(
         self,
-        settings: &ClientConfig,
+        settings: &Settings,
         error: &KafkaError,
         nonce: u64,
         base: &Position,

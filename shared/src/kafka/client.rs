@@ -1,11 +1,15 @@
 //! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::client::Client;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::admin::AdminClient;
+use rdkafka::client::Client as Inner;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, FutureProducer};
 use rdkafka::{ClientContext, Statistics};
 
 use crate::config::{KafkaConfig, Security};
@@ -15,11 +19,71 @@ use crate::names::TopicName;
 /// creates nothing; but librdkafka then looks again at what it was waiting for.
 pub(super) const NO_TOPIC: &str = "?";
 
+/// What a client is made with.
+#[derive(Clone)]
+pub struct Settings(ClientConfig);
+
+impl std::fmt::Debug for Settings {
+    /// Not the passwords and keys.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Settings")
+    }
+}
+
+impl Settings {
+    /// Sets one of librdkafka's properties.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) -> &mut Self {
+        self.0.set(name, value);
+        self
+    }
+
+    /// What a property was set to, if it was.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name)
+    }
+
+    /// Makes a client: the only place where one is made. It connects to nothing yet. Blocks, as TLS reads its roots.
+    pub(super) fn create<K: Kind>(&self) -> Result<Client<K>, KafkaError> {
+        Ok(Client(Some(K::make(&self.0)?)))
+    }
+}
+
+/// A kind of client.
+pub(super) trait Kind: Sized + Send + 'static {
+    /// Makes one.
+    fn make(settings: &ClientConfig) -> Result<Self, KafkaError>;
+}
+
+impl Kind for FutureProducer<Context> {
+    fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
+        Self::from_config_and_context(settings, Context)
+    }
+}
+
+impl Kind for BaseProducer<Context> {
+    fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
+        Self::from_config_and_context(settings, Context)
+    }
+}
+
+/// In an `Arc`, which the queues of its partitions hold as well.
+impl Kind for Arc<BaseConsumer<Context>> {
+    fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
+        BaseConsumer::from_config_and_context(settings, Context).map(Arc::new)
+    }
+}
+
+impl Kind for AdminClient<Context> {
+    fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
+        Self::from_config_and_context(settings, Context)
+    }
+}
+
 /// The settings of a client, before its role adds its own.
 ///
 /// `KAFKA_PROPERTIES` come after the tuning here and may change it. What a role needs for its own way of working, such as
 /// short fetches, it sets later; what the product promises, `config` refuses as a property.
-pub fn settings(config: &KafkaConfig) -> ClientConfig {
+pub fn settings(config: &KafkaConfig) -> Settings {
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", &config.bootstrap_servers)
@@ -41,7 +105,7 @@ pub fn settings(config: &KafkaConfig) -> ClientConfig {
     }
     settings.set("allow.auto.create.topics", "false");
     secure(&mut settings, config);
-    settings
+    Settings(settings)
 }
 
 /// The one place where a client learns how its connection is secured.
@@ -75,30 +139,31 @@ const CONNECT: Duration = Duration::from_millis(200);
 ///
 /// Once librdkafka knows the brokers it gives the bootstrap connection up, and whatever was asked there; then it waits
 /// 11 ms before it connects to just any of them. Not so to one that it is to ask something: so that one is asked.
-pub(super) fn connect(client: &Client<Context>, topic: &TopicName, partition: i32, patience: Duration) {
+pub(super) fn connect(client: &Inner<Context>, topic: &TopicName, partition: i32, patience: Duration) {
     let _ = client.fetch_watermarks(topic.as_str(), partition, patience.min(CONNECT));
 }
 
-/// A client that ends off the path of the call that drops it: librdkafka flushes and joins its threads.
-pub(super) struct OffPath<T: Send + 'static>(Option<T>);
+/// A client. It ends off the path of the call that drops it: librdkafka flushes and joins its threads.
+pub(super) struct Client<K: Kind>(Option<K>);
 
-impl<T: Send + 'static> OffPath<T> {
-    pub(super) fn new(client: T) -> Self {
-        Self(Some(client))
+impl<K: Kind> Client<K> {
+    /// Ends it here and now: a member has left its group then.
+    pub(super) fn end(mut self) {
+        drop(self.0.take());
     }
 }
 
-impl<T: Send + 'static> Deref for OffPath<T> {
-    type Target = T;
+impl<K: Kind> Deref for Client<K> {
+    type Target = K;
 
-    fn deref(&self) -> &T {
+    fn deref(&self) -> &K {
         self.0.as_ref().expect("taken only at the end")
     }
 }
 
-impl<T: Send + 'static> Drop for OffPath<T> {
+impl<K: Kind> Drop for Client<K> {
     fn drop(&mut self) {
-        let client = self.0.take();
+        let Some(client) = self.0.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(client));
         }
@@ -163,7 +228,7 @@ mod tests {
         ] {
             let settings = settings(&config(security));
             assert_eq!(settings.get("security.protocol"), Some(protocol));
-            settings.create_native_config().expect("known to librdkafka");
+            settings.0.create_native_config().expect("known to librdkafka");
         }
     }
 

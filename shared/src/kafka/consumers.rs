@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use rdkafka::config::ClientConfig;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use super::brokers::Brokers;
+use super::client::Settings;
 use super::decide::{Intent, Verdict};
 use super::handover::{Hint, Slot, Stepped, Tools};
 use super::position::{Mark, Position};
@@ -67,8 +67,8 @@ pub enum Decided {
 #[derive(Debug)]
 pub struct Consumers {
     brokers: Brokers,
-    group_settings: ClientConfig,
-    claim_settings: ClientConfig,
+    group_settings: Settings,
+    claim_settings: Settings,
     /// This sandbox, in the marks of its commits.
     pub sandbox: u32,
     /// How records are delivered.

@@ -4,12 +4,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaErrorCode as K;
 use tokio::runtime::Handle;
 
-use super::client::{self, Context};
+use super::client::{self, Client, Context, Settings};
 use super::error::{classify, from_kafka, unreachable};
 use super::group::partitions_of;
 use super::topics::Topics;
@@ -29,9 +28,9 @@ pub struct DeadLetters {
     suffix: Suffix,
     /// `DLQ_MAX_DELIVERIES`: how often a record is delivered under leases before it is given up.
     pub max_deliveries: u32,
-    settings: ClientConfig,
+    settings: Settings,
     /// Made when it is first needed: most sandboxes never see a dead letter.
-    admin: OnceLock<AdminClient<Context>>,
+    admin: OnceLock<Client<AdminClient<Context>>>,
     topics: Topics,
 }
 
@@ -102,7 +101,7 @@ impl DeadLetters {
         if let Some(admin) = self.admin.get() {
             return Ok(admin);
         }
-        let made = self.settings.create_with_context(Context).map_err(Error::internal)?;
+        let made = self.settings.create().map_err(Error::internal)?;
         Ok(self.admin.get_or_init(|| made))
     }
 }

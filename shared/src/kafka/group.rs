@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
@@ -13,7 +12,7 @@ use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::brokers::Facts;
-use super::client::{self, Context, NO_TOPIC};
+use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::{classify, from_kafka, unreachable};
 use super::position::{Mark, Position};
 use super::retention::RENEWAL_CLIENT;
@@ -32,7 +31,7 @@ pub type Positions = Vec<Result<Position, Error>>;
 pub type Offsets = Vec<Result<i64, Error>>;
 
 /// The settings of the consumers that read positions and records for a group.
-pub fn settings(config: &KafkaConfig) -> ClientConfig {
+pub fn settings(config: &KafkaConfig) -> Settings {
     let mut settings = client::settings(config);
     settings
         .set("enable.auto.commit", "false")
@@ -57,7 +56,7 @@ pub struct Group {
     pub id: GroupId,
     /// What its brokers are.
     pub facts: Facts,
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    pub(super) consumer: Client<Arc<BaseConsumer<Context>>>,
     topics: Topics,
 }
 
@@ -82,14 +81,14 @@ impl std::fmt::Debug for Group {
 
 impl Group {
     /// Creates the consumer; connects to nothing yet.
-    pub fn open(settings: &ClientConfig, id: &GroupId, facts: Facts) -> Result<Self, Error> {
+    pub fn open(settings: &Settings, id: &GroupId, facts: Facts) -> Result<Self, Error> {
         let mut settings = settings.clone();
         settings.set("group.id", id.as_str());
         if facts.guard.shows_instance_id() {
             settings.set("group.instance.id", "kafka-gateway");
         }
-        let consumer = settings.create_with_context(Context).map_err(Error::internal)?;
-        Ok(Self { id: id.clone(), facts, consumer: Arc::new(consumer), topics: Topics::default() })
+        let consumer = settings.create().map_err(Error::internal)?;
+        Ok(Self { id: id.clone(), facts, consumer, topics: Topics::default() })
     }
 
     /// How many partitions a topic has. `404` where it does not exist.

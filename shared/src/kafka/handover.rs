@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
-
 use super::claim::{Claim, Claimant, Committed};
+use super::client::Settings;
 use super::decide::{Intent, Verdict, decide};
 use super::fetch::{Fetched, Window};
 use super::group::Group;
@@ -66,7 +65,7 @@ const COMMIT: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy)]
 pub struct Tools<'a> {
     /// The settings of the producers that hold claims.
-    pub settings: &'a ClientConfig,
+    pub settings: &'a Settings,
     /// This sandbox.
     pub sandbox: u32,
     /// When the step must be over.

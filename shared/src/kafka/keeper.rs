@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
-
 use super::claim;
+use super::client::Settings;
 use super::decide::Intent;
 use super::group::Group;
 use super::handover::{Slot, Stepped, Tools};
@@ -25,7 +24,7 @@ const LAST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Keeper {
     retention: Retention,
-    claims: ClientConfig,
+    claims: Settings,
     delivery: Delivery,
     sandbox: u32,
 }

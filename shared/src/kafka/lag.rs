@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
-
+use super::client::Settings;
 use super::group::{self, Group, Place};
 use super::position::Position;
 use crate::config::KafkaConfig;
@@ -42,7 +41,7 @@ impl Lag {
 #[derive(Debug)]
 pub struct Meter {
     /// The settings of a client that reads positions without waiting for what is pending on them.
-    unstable: ClientConfig,
+    unstable: Settings,
 }
 
 impl Meter {

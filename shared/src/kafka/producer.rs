@@ -3,12 +3,11 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
-use super::client::{self, Context, NO_TOPIC, OffPath};
+use super::client::{self, Context, NO_TOPIC, Settings};
 use super::error::{from_kafka, unreachable};
 use super::topics::Topics;
 use crate::auth::{Authorized, Write};
@@ -59,27 +58,27 @@ pub struct Receipt {
     pub timestamp: i64,
 }
 
-type Client = OffPath<FutureProducer<Context>>;
+type Client = client::Client<FutureProducer<Context>>;
 
 /// Makes a client and waits, for a moment, until it is ready to send. Blocks: TLS reads its roots.
 ///
 /// Why two requests for metadata: librdkafka asks for its producer id 1 ms after it was created, finds no broker
 /// connected, and tries again after a fixed 500 ms. A metadata reply makes it try at once; the first one proves the
 /// connection, the second finds the id's request possible.
-fn create(settings: &ClientConfig, patience: Duration) -> Result<Client, KafkaError> {
-    let client: FutureProducer<Context> = settings.create_with_context(Context)?;
+fn create(settings: &Settings, patience: Duration) -> Result<Client, KafkaError> {
+    let client: Client = settings.create()?;
     for _ in 0..2 {
         if let Err(error) = client.client().fetch_metadata(Some(NO_TOPIC), patience) {
             tracing::warn!(%error, "Kafka did not answer a new producer; calls will try again");
             break;
         }
     }
-    Ok(OffPath::new(client))
+    Ok(client)
 }
 
 /// The sandbox's producer.
 pub struct Producer {
-    settings: ClientConfig,
+    settings: Settings,
     /// Replaced when it has raised a fatal error, since librdkafka then refuses everything.
     client: RwLock<Arc<Client>>,
     /// Held by the one call that replaces the client.

@@ -5,13 +5,13 @@
 //! group's positions that long after the last member left, even while positions are committed. So every position is
 //! committed again well before, and such a group is joined and left for a moment, which starts its time anew.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::client::{self, Context};
+use super::client::{self, Client, Context, Settings};
 use super::error::unreachable;
 use super::group::Group;
 use super::position::{Position, now_ms};
@@ -28,7 +28,7 @@ pub const RENEWAL_CLIENT: &str = "kafka-gateway-renewal";
 /// When a position is due to be committed again.
 #[derive(Debug)]
 pub struct Retention {
-    settings: ClientConfig,
+    settings: Settings,
     /// When a renewal has failed last, milliseconds since 1970.
     failed_ms: AtomicU64,
 }
@@ -73,13 +73,14 @@ impl Retention {
         tracing::info!(group = %group.id, "joining an emptied classic group for a moment, lest its positions expire");
         let mut settings = self.settings.clone();
         settings.set("group.id", group.id.as_str());
-        let member: BaseConsumer<Context> = settings.create_with_context(Context).map_err(Error::internal)?;
+        let member: Client<Arc<BaseConsumer<Context>>> = settings.create().map_err(Error::internal)?;
         member.subscribe(&[topic.as_str()]).map_err(Error::internal)?;
         let joined = |member: &BaseConsumer<Context>| member.assignment().is_ok_and(|list| list.count() > 0);
         while !joined(&member) && !left().is_zero() {
             let _ = member.poll(left().min(Duration::from_millis(20)));
         }
         member.unsubscribe();
+        member.end();
         Ok(())
     }
 }
