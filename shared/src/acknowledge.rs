@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::auth::{Authorized, May, Read};
+use crate::auth::{May, Read};
 use crate::config::Config;
 use crate::consume::LEASE_MS;
 use crate::deadline::Deadline;
@@ -19,6 +19,7 @@ use crate::kafka::decide::{Intent, Verdict};
 use crate::kafka::position::Holder;
 use crate::lease::Token;
 use crate::metrics;
+use crate::names::TopicName;
 use crate::record;
 
 /// The endpoint, and what a warm sandbox keeps for it.
@@ -41,11 +42,11 @@ impl Endpoint for Acknowledge {
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
         call.request.query(&[])?;
         let ask = Ask::read(&call.request.json_body()?)?;
-        call.on_topic(&ask.token.topic);
+        if let Some(topic) = ask.token.only_topic() {
+            call.on_topic(topic);
+        }
         call.on_group(&ask.token.group);
-        let from = may.on((ask.token.topic.clone(), ask.token.group.clone()))?;
-        let holder = ask.token.holder(from.principal().id());
-        let results = self.settle(&from, &ask, &holder, call.deadline).await?;
+        let results = self.settle(may, &ask, call.deadline).await?;
         // A token's names are the caller's own words; a mark that holds its lease is not.
         if results.values().any(|result| matches!(result, Ok(Outcome::Done(_) | Outcome::Renewed(..)))) {
             call.topic_exists();
@@ -82,9 +83,15 @@ struct Ask {
     token: Token,
     kind: Type,
     /// The last accepted offset of each partition; all of each, if absent.
-    through: Option<BTreeMap<i32, i64>>,
+    through: Option<BTreeMap<Place, i64>>,
     lease_ms: u64,
 }
+
+/// A topic and one of its partitions.
+type Place = (TopicName, i32);
+
+/// What became of each partition.
+type Results = BTreeMap<Place, Result<Outcome, Error>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +99,8 @@ struct Body<'a> {
     token: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
-    through: Option<BTreeMap<i32, i64>>,
+    #[serde(borrow)]
+    through: Option<&'a RawValue>,
     #[serde(borrow)]
     lease_ms: Option<&'a RawValue>,
 }
@@ -111,11 +119,7 @@ impl Ask {
         if body.lease_ms.is_some() && kind != Type::Renew {
             return Err(invalid("lease_ms: goes with renew only"));
         }
-        for (partition, offset) in body.through.iter().flatten() {
-            if !token.partitions.contains(partition) || *offset < 0 || *offset == i64::MAX {
-                return Err(invalid("through: must give offsets of the lease's own partitions"));
-            }
-        }
+        let through = body.through.map(|json| through(&token, json.get())).transpose()?;
         let lease_ms = match body.lease_ms {
             None => LEASE_MS.1,
             Some(json) => serde_json::from_str(json.get())
@@ -123,15 +127,15 @@ impl Ask {
                 .filter(|lease_ms| (LEASE_MS.0..=LEASE_MS.2).contains(lease_ms))
                 .ok_or_else(|| invalid("lease_ms: must be a whole number from 1000 to 600000"))?,
         };
-        Ok(Self { token, kind, through: body.through, lease_ms })
+        Ok(Self { token, kind, through, lease_ms })
     }
 
     /// What is to be done in a partition; nothing, if `through` leaves it out.
-    fn intent(&self, partition: i32, holder: &Holder) -> Option<Intent> {
+    fn intent(&self, place: &Place, holder: &Holder) -> Option<Intent> {
         let holder = holder.clone();
         Some(match (self.kind, &self.through) {
             (Type::Accept, None) => Intent::Accept { holder, before: None },
-            (Type::Accept, Some(through)) => Intent::Accept { holder, before: Some(through.get(&partition)? + 1) },
+            (Type::Accept, Some(through)) => Intent::Accept { holder, before: Some(through.get(place)? + 1) },
             (Type::Release, _) => Intent::Release { holder },
             (Type::Renew, _) => Intent::Renew { holder, lease_ms: self.lease_ms },
         })
@@ -155,11 +159,11 @@ impl Ask {
         }
     }
 
-    fn answer(&self, results: BTreeMap<i32, Result<Outcome, Error>>) -> Result<Reply, Error> {
+    fn answer(&self, results: Results) -> Result<Reply, Error> {
         let mut worst: Option<Error> = None;
         let mut until = u64::MAX;
         let mut listed = Vec::new();
-        for (partition, result) in results {
+        for ((topic, partition), result) in results {
             let (status, committed) = match result {
                 Ok(Outcome::Done(committed)) => (self.kind.done(), committed),
                 Ok(Outcome::Renewed(committed, lease_until)) => {
@@ -173,14 +177,17 @@ impl Ask {
                 }
                 Err(error) => {
                     let undecided = error.code() == Code::DeadlineExceeded;
-                    // What stopped a partition outweighs what is lost in another: it says what to do.
-                    worst = Some(error);
+                    // What stopped a partition outweighs what is lost in another, and what may be tried again outweighs
+                    // what may not: it says what to do.
+                    if worst.as_ref().is_none_or(|worst| !worst.code().retryable()) {
+                        worst = Some(error);
+                    }
                     (if undecided { "undecided" } else { "failed" }, None)
                 }
             };
             metrics::lease(status, 1);
             listed.push(json!({
-                "topic": self.token.topic.as_str(),
+                "topic": topic.as_str(),
                 "partition": partition,
                 "status": status,
                 "committed": committed,
@@ -205,22 +212,93 @@ enum Outcome {
     Lost(Option<i64>),
 }
 
+/// Reads `through`: `{"<partition>": offset}`, or by topic `{"<topic>": {"<partition>": offset}}`, as a lease of several
+/// topics needs it.
+fn through(token: &Token, json: &str) -> Result<BTreeMap<Place, i64>, Error> {
+    let invalid = |problem: &'static str| Error::new(Code::InvalidParameter, problem);
+    let flat: Option<BTreeMap<i32, i64>> = serde_json::from_str(json).ok();
+    let by_topic = if let (Some(offsets), Some(topic)) = (flat, token.only_topic()) {
+        BTreeMap::from([(topic, offsets)])
+    } else {
+        let shape = "through: must be {\"<partition>\": offset}, or {\"<topic>\": {\"<partition>\": offset}} where the lease \
+                     is of several topics";
+        let named: BTreeMap<String, BTreeMap<i32, i64>> = serde_json::from_str(json).map_err(|_| invalid(shape))?;
+        let of =
+            |(name, offsets): (String, _)| Some((token.places.keys().find(|topic| topic.as_str() == name)?, offsets));
+        let known: Option<BTreeMap<_, _>> = named.into_iter().map(of).collect();
+        known.ok_or_else(|| invalid("through: names a topic that is not of this lease"))?
+    };
+    let mut through = BTreeMap::new();
+    for (topic, offsets) in by_topic {
+        for (partition, offset) in offsets {
+            if !token.places[topic].contains(&partition) || offset < 0 || offset == i64::MAX {
+                return Err(invalid("through: must give offsets of the lease's own partitions"));
+            }
+            through.insert((topic.clone(), partition), offset);
+        }
+    }
+    Ok(through)
+}
+
 impl Acknowledge {
-    /// Takes the step in every partition of the lease, side by side.
-    async fn settle(
-        &self,
-        from: &Authorized<Read>,
-        ask: &Ask,
-        holder: &Holder,
-        deadline: Deadline,
-    ) -> Result<BTreeMap<i32, Result<Outcome, Error>>, Error> {
-        let group = self.consumers.group(from, deadline).await?;
-        let intent = |partition: &i32| Some((*partition, ask.intent(*partition, holder)?));
-        let intents = ask.token.partitions.iter().filter_map(intent);
-        let decided = self.consumers.step_each(from, &group, intents, deadline).await?;
-        Ok(decided
-            .into_iter()
-            .map(|(partition, decided)| (partition, decided.and_then(|it| ask.outcome(it))))
-            .collect())
+    /// Takes the step in every partition of the lease, side by side. A topic that the caller may not use any more stops
+    /// only itself.
+    async fn settle(&self, may: &May<Read>, ask: &Ask, deadline: Deadline) -> Result<Results, Error> {
+        let holder = ask.token.holder(may.principal().id());
+        let allow = |topic: &TopicName| may.on((topic.clone(), ask.token.group.clone()));
+        let any = ask.token.places.keys().map(allow).reduce(Result::or);
+        let any = any.unwrap_or_else(|| Err(Error::internal("a token of no topic")))?;
+        let group = self.consumers.group(&any, deadline).await?;
+        let (mut results, mut steps) = (Results::new(), Vec::new());
+        for (topic, partitions) in &ask.token.places {
+            for &partition in partitions {
+                let place = (topic.clone(), partition);
+                let Some(intent) = ask.intent(&place, &holder) else { continue };
+                match allow(topic) {
+                    Ok(from) => steps.push((from, partition, intent)),
+                    Err(refusal) => {
+                        results.insert(place, Err(refusal));
+                    }
+                }
+            }
+        }
+        let decided = self.consumers.step_each(&group, steps, deadline).await?;
+        results.extend(decided.into_iter().map(|(place, decided)| (place, decided.and_then(|it| ask.outcome(it)))));
+        Ok(results)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::GroupId;
+
+    #[test]
+    fn through_is_by_partition_or_by_topic_and_partition() {
+        let read = |topics: &[&str], json: &str| {
+            let places = topics
+                .iter()
+                .flat_map(|topic| [0, 1].map(|partition| (TopicName::parse(topic).expect("legal"), partition)));
+            let token = Token::new(&GroupId::parse("g").expect("legal")).of(places);
+            let through = through(&token, json).map_err(|error| error.code())?;
+            Ok(through.into_iter().map(|((topic, partition), at)| format!("{topic}/{partition}: {at}")).collect())
+        };
+        let ok = |through: &[&str]| Ok(through.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(read(&["0"], r#"{"1": 7}"#), ok(&["0/1: 7"]));
+        assert_eq!(read(&["0"], r#"{"0": {"1": 7}}"#), ok(&["0/1: 7"]), "a topic's name may look like a partition");
+        assert_eq!(read(&["0", "a"], r#"{"a": {"1": 7}, "0": {"0": 0}}"#), ok(&["0/0: 0", "a/1: 7"]));
+        assert_eq!(read(&["0", "a"], "{}"), ok(&[]));
+        for (topics, json) in [
+            (&["0", "a"][..], r#"{"0": 7}"#),
+            (&["0"], r#"{"2": 7}"#),
+            (&["0", "a"], r#"{"b": {"0": 7}}"#),
+            (&["0", "a"], r#"{"a": {"2": 7}}"#),
+            (&["0"], r#"{"0": -1}"#),
+            (&["0"], r#"{"0": 9223372036854775807}"#),
+            (&["0"], r#"{"0": "7"}"#),
+            (&["0"], "[7]"),
+        ] {
+            assert_eq!(read(topics, json), Err(Code::InvalidParameter), "{json}");
+        }
     }
 }

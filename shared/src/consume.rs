@@ -154,7 +154,8 @@ impl Session {
     /// A lease as the caller sees it.
     fn lease(&self, partitions: Vec<i32>, until: Option<u64>) -> Value {
         metrics::lease("granted", partitions.len() as u64);
-        json!({ "token": self.token.of(partitions).encode(), "expires_at": until })
+        let places = partitions.into_iter().map(|partition| (self.from.topic().clone(), partition));
+        json!({ "token": self.token.of(places).encode(), "expires_at": until })
     }
 }
 

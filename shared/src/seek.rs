@@ -51,8 +51,8 @@ impl Endpoint for Seek {
             call.topic_exists();
         }
         let offsets = offsets.map_err(|error| error.with("topic", ask.topic.as_str()))?;
-        let intents = offsets.into_iter().map(|(partition, to)| (partition, Intent::Seek { to }));
-        let decided = self.consumers.step_each(&from, &group, intents, call.deadline).await?;
+        let steps = offsets.into_iter().map(|(partition, to)| (from.clone(), partition, Intent::Seek { to }));
+        let decided = self.consumers.step_each(&group, steps, call.deadline).await?;
         ask.answer(decided)
     }
 
@@ -150,10 +150,10 @@ impl Ask {
         partitions.into_iter().zip(offsets).map(of).collect()
     }
 
-    fn answer(&self, decided: BTreeMap<i32, Result<Decided, Error>>) -> Result<Reply, Error> {
+    fn answer(&self, decided: BTreeMap<(TopicName, i32), Result<Decided, Error>>) -> Result<Reply, Error> {
         let mut worst: Option<Error> = None;
         let mut results = Vec::new();
-        for (partition, decided) in decided {
+        for ((_, partition), decided) in decided {
             let (status, committed) = match decided.and_then(moved) {
                 Ok(offset) => ("moved", Some(offset)),
                 Err(error) => {

@@ -124,7 +124,7 @@ impl Session {
     ) -> Self {
         let deadline = deadline.extended(params.timeout);
         Self {
-            token: Token::new(from.topic(), from.group()),
+            token: Token::new(from.group()),
             from,
             group,
             consumers: Arc::clone(consumers),

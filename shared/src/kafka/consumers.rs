@@ -161,26 +161,25 @@ impl Consumers {
         Ok(slot.try_lock_owned().ok())
     }
 
-    /// Takes a step in each of some partitions, side by side: what became of it, by partition.
+    /// Takes a step in each of some partitions, side by side: what became of it, by topic and partition.
     pub async fn step_each(
         self: &Arc<Self>,
-        of: &Authorized<Read>,
         group: &Arc<Group>,
-        intents: impl Iterator<Item = (i32, Intent)>,
+        steps: impl IntoIterator<Item = (Authorized<Read>, i32, Intent)>,
         deadline: Deadline,
-    ) -> Result<BTreeMap<i32, Result<Decided, Error>>, Error> {
+    ) -> Result<BTreeMap<(TopicName, i32), Result<Decided, Error>>, Error> {
         let mut running = JoinSet::new();
-        for (partition, intent) in intents {
-            let (consumers, of, group) = (Arc::clone(self), of.clone(), Arc::clone(group));
+        for (of, partition, intent) in steps {
+            let (consumers, group) = (Arc::clone(self), Arc::clone(group));
             running.spawn(async move {
                 let decided = consumers.step_until_decided(&of, &group, partition, &intent, deadline).await;
-                (partition, decided)
+                ((of.topic().clone(), partition), decided)
             });
         }
         let mut results = BTreeMap::new();
         while let Some(joined) = running.join_next().await {
-            let (partition, decided) = joined.map_err(Error::internal)?;
-            results.insert(partition, decided);
+            let (place, decided) = joined.map_err(Error::internal)?;
+            results.insert(place, decided);
         }
         Ok(results)
     }
