@@ -1,4 +1,6 @@
-.PHONY: help dev test test-matrix bench bench-long lint fmt
+.PHONY: help dev test test-matrix bench bench-long deploy lint fmt
+
+ENV = dev
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/make \1	\2/p' Makefile
@@ -24,10 +26,15 @@ bench-long: ## the same, and 100,000 calls more to each function, to see that it
 	cargo build --release --workspace --bins
 	target/release/bench --long
 
-lint: ## format, clippy, compose.yaml, licences and versions of dependencies
+deploy: ## the stack of ENV (dev, staging or production, see samconfig.toml) on AWS
+	.ci/sam build --config-env $(ENV)
+	.ci/sam deploy --config-env $(ENV)
+
+lint: ## format, clippy, compose.yaml, the AWS template, licences and versions of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	infra/local/check-compose.sh
+	infra/check
 	.ci/check-dependencies
 
 fmt: ## format everything
