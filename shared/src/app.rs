@@ -1,13 +1,10 @@
 //! From the process's start to its end: log, configuration, clients, then calls until Lambda ends the sandbox.
 
-use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lambda_runtime::{LambdaEvent, service_fn};
 use serde::de::IgnoredAny;
-use tracing::Instrument;
 
 use crate::auth::Authenticator;
 use crate::config::{Config, MonitorConfig};
@@ -15,8 +12,9 @@ use crate::deadline::{Deadline, FUNCTION_TIMEOUT};
 use crate::errors::BoxError;
 use crate::http::request::Event;
 use crate::http::{Endpoint, Service};
-use crate::lag_monitor::LagMonitor;
+use crate::lag_monitor::{Incomplete, LagMonitor};
 use crate::metrics::push::Pusher;
+use crate::runtime_api::{self, Context, Failure};
 use crate::{lifecycle, metrics, telemetry};
 
 /// Runs one endpoint as this process's Lambda function, until Lambda ends the sandbox.
@@ -79,16 +77,13 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
     let pusher = Pusher::install(&config.metrics, client)?;
     let service = Arc::new(Service::new(endpoint?, authenticator, config.request_timeout));
     metrics::initialized(E::FUNCTION, started.elapsed());
-    let answer = service_fn({
+    let answer = {
         let service = Arc::clone(&service);
-        move |event: LambdaEvent<Event>| {
+        move |event: Event, context: Context| {
             let service = Arc::clone(&service);
-            async move {
-                let LambdaEvent { payload, context } = event;
-                Ok::<_, Infallible>(service.answer(payload, &context.request_id, context.deadline).await)
-            }
+            async move { Ok(service.answer(event, &context.request_id, context.deadline_ms).await) }
         }
-    });
+    };
     lifecycle::run(answer, pusher, service.endpoint().stop()).await
 }
 
@@ -98,13 +93,15 @@ async fn monitor(_: Instant) -> Result<(), BoxError> {
     let config = MonitorConfig::from_env()?;
     let client = tokio::task::spawn_blocking(http_client).await??;
     let monitor = Arc::new(LagMonitor::new(config, client));
-    let run = service_fn(move |event: LambdaEvent<IgnoredAny>| {
+    let run = move |_: IgnoredAny, context: Context| {
         let monitor = Arc::clone(&monitor);
-        let span = tracing::error_span!("request", request_id = event.context.request_id);
-        let deadline = Deadline::of_invocation(event.context.deadline, FUNCTION_TIMEOUT);
-        async move { monitor.run(deadline).await.map_err(BoxError::from) }.instrument(span)
-    });
-    lambda_runtime::run(run).await
+        let deadline = Deadline::of_invocation(context.deadline_ms, FUNCTION_TIMEOUT);
+        async move {
+            let incomplete = |error: Incomplete| Failure { error_type: "Incomplete", error_message: error.to_string() };
+            monitor.run(deadline).await.map_err(incomplete)
+        }
+    };
+    runtime_api::serve(run, 1, Arc::default()).await
 }
 
 /// The sandbox's one HTTP client, for the identity provider and the Pushgateway.

@@ -111,6 +111,7 @@ impl LagMonitor {
         let begun = Instant::now();
         let measuring = deadline.within(deadline.left().saturating_sub(PUBLISHING));
         let groups = self.config.groups.iter().map(|(group, topics)| self.measure(group, topics, measuring));
+        let groups: Vec<_> = groups.collect();
         let results: Vec<Vec<Result<Measured, Error>>> = stream::iter(groups).buffer_unordered(ABREAST).collect().await;
         let mut measured = Vec::new();
         let mut unmeasured = 0;

@@ -43,6 +43,7 @@ pub mod names;
 pub mod on_invalid;
 pub mod produce;
 pub mod record;
+pub mod runtime_api;
 pub mod schema;
 pub mod seek;
 pub mod telemetry;

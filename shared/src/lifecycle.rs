@@ -11,28 +11,24 @@
 //! outlasts the invocation's deadline.
 
 use std::convert::Infallible;
-use std::fmt::Debug;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lambda_extension::{Extension, NextEvent, RegisteredExtension};
-use lambda_runtime::{LambdaEvent, LambdaInvocation, Runtime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tower::layer::layer_fn;
-use tower::{Service, service_fn};
-use tracing::Instrument;
+use tower::service_fn;
 
 use crate::deadline::FUNCTION_TIMEOUT;
 use crate::errors::BoxError;
 use crate::metrics::push::{self, Pusher};
+use crate::runtime_api::{self, Calls, Context, Failure};
 
 /// After SIGTERM Lambda leaves an internal extension 300 to 500 ms.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -46,24 +42,23 @@ pub fn cold_start() -> bool {
         && std::env::var("AWS_LAMBDA_INITIALIZATION_TYPE").as_deref() != Ok("provisioned-concurrency")
 }
 
-/// Runs `service` for Lambda's invocations until the process is told to end (SIGTERM, or Ctrl-C), or the runtime fails.
+/// Runs `handler` for Lambda's invocations until the process is told to end (SIGTERM, or Ctrl-C), or the runtime fails.
 /// Then metrics are pushed a last time while `flush` runs; each has some 300 ms. On Lambda, SIGTERM comes only where an
 /// extension is registered, that is where metrics are pushed: `flush` must be of use, and not of need.
 ///
-/// The service answers every request: what the runtime would make of an error (a log line with its text, an answer in
-/// the runtime's own shape) is not fit to be seen. Init must be over: Lambda takes the call of this function for its end.
+/// Init must be over: Lambda takes the call of this function for its end.
 ///
 /// The caller should end the process when this returns, without waiting for blocking threads.
-pub async fn run<S, Event, Answer>(
-    service: S,
+pub async fn run<Event, Answer, Handler, Answering>(
+    handler: Handler,
     pusher: Option<Arc<Pusher>>,
     flush: impl Future<Output = ()>,
 ) -> Result<(), BoxError>
 where
-    S: Service<LambdaEvent<Event>, Response = Answer, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    Event: DeserializeOwned + Send + 'static,
-    Answer: Serialize + Send + 'static,
+    Event: DeserializeOwned + Send,
+    Answer: Serialize,
+    Handler: Fn(Event, Context) -> Answering + Clone + Send + Sync + 'static,
+    Answering: Future<Output = Result<Answer, Failure>> + Send,
 {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -73,9 +68,8 @@ where
         Some(pusher) => start_pushing(pusher.clone(), calls.clone()).await,
         None => Box::pin(pending()),
     };
-    let runtime = Runtime::new(service).layer(layer_fn(|inner| Observed { inner, calls: calls.clone() }));
     let ended = tokio::select! {
-        ended = runtime.run_concurrent() => ended,
+        ended = runtime_api::serve(handler, abreast(), calls) => ended,
         ended = pushing => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -146,9 +140,13 @@ async fn start_pushing(pusher: Arc<Pusher>, calls: Arc<watch::Sender<Calls>>) ->
 
 /// Whether this process serves calls side by side (Lambda Managed Instances).
 pub(crate) fn is_concurrent() -> bool {
-    let variable = |name| std::env::var(name).unwrap_or_default();
-    variable("AWS_LAMBDA_INITIALIZATION_TYPE") == "lambda-managed-instances"
-        || variable("AWS_LAMBDA_MAX_CONCURRENCY").parse().is_ok_and(|concurrency: u32| concurrency > 1)
+    std::env::var("AWS_LAMBDA_INITIALIZATION_TYPE").as_deref() == Ok("lambda-managed-instances") || abreast() > 1
+}
+
+/// How many calls this process takes at the same time.
+fn abreast() -> usize {
+    let concurrency = std::env::var("AWS_LAMBDA_MAX_CONCURRENCY").ok().and_then(|text| text.parse().ok());
+    concurrency.unwrap_or(1).max(1)
 }
 
 fn time_left(deadline_ms: u64) -> Duration {
@@ -168,68 +166,6 @@ async fn is_over(calls: &watch::Sender<Calls>, left: Duration) -> bool {
     started.elapsed() + push::BUDGET < left
 }
 
-/// The invocations of this process.
-#[derive(Debug, Default)]
-struct Calls {
-    under_way: usize,
-    /// Whether one has ended since the extension last looked.
-    ended: bool,
-}
-
-/// One invocation, until its answer has been handed to Lambda or it was dropped on the way.
-struct Call(Arc<watch::Sender<Calls>>);
-
-impl Call {
-    fn start(calls: &Arc<watch::Sender<Calls>>) -> Self {
-        calls.send_modify(|calls| calls.under_way += 1);
-        Self(calls.clone())
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.send_modify(|calls| {
-            calls.under_way -= 1;
-            calls.ended = true;
-        });
-    }
-}
-
-/// The outermost layer: an invocation from before its event is decoded until after its answer is out. Whatever is
-/// logged on the way carries the request's id.
-#[derive(Clone)]
-struct Observed<S> {
-    inner: S,
-    calls: Arc<watch::Sender<Calls>>,
-}
-
-impl<S> Service<LambdaInvocation> for Observed<S>
-where
-    S: Service<LambdaInvocation, Response = (), Error = BoxError>,
-    S::Future: Send + 'static,
-{
-    type Response = ();
-    type Error = BoxError;
-    type Future = BoxFuture<Result<(), BoxError>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, invocation: LambdaInvocation) -> Self::Future {
-        let call = Call::start(&self.calls);
-        let span = tracing::error_span!("request", request_id = invocation.context.request_id);
-        let answer = span.in_scope(|| self.inner.call(invocation));
-        Box::pin(
-            async move {
-                let _call = call;
-                answer.await
-            }
-            .instrument(span),
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -242,6 +178,7 @@ mod tests {
     use super::*;
     use crate::config::MetricsConfig;
     use crate::fake_server::{self, Held};
+    use crate::runtime_api::Call;
     use crate::telemetry::{self, Finished};
 
     /// So long a test waits for what must come. Only a defect takes it.
@@ -252,11 +189,11 @@ mod tests {
         act: String,
     }
 
-    async fn act(event: LambdaEvent<Asked>) -> Result<Value, Infallible> {
-        assert!(!event.payload.act.starts_with("panic"), "over {}", event.payload.act);
+    async fn act(asked: Asked, context: Context) -> Result<Value, Failure> {
+        assert!(!asked.act.starts_with("panic"), "over {}", asked.act);
         telemetry::request_finished(&Finished {
             function: "produce",
-            request_id: &event.context.request_id,
+            request_id: &context.request_id,
             topic: None,
             topic_label: false,
             group: None,
@@ -280,7 +217,7 @@ mod tests {
         let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
         let pusher = Pusher::install(&config, client).expect("metrics");
         let flush = async { tracing::info!("flushed") };
-        run(service_fn(act), pusher, flush).await.expect("an orderly end");
+        run(act, pusher, flush).await.expect("an orderly end");
     }
 
     /// Lambda, as far as a sandbox sees it, and a function in it. Like Lambda, and unlike emulators, it invokes only a
@@ -428,7 +365,7 @@ mod tests {
         let log = sandbox.end(true).await;
         assert!(!log.contains("s3cret"), "{log}");
         assert_eq!(log.matches("\"message\":\"panicked\"").count(), 1, "{log}");
-        assert_eq!(log.matches("The handler will not be called").count(), 2, "{log}");
+        assert_eq!(log.matches("\"error_type\":\"InvalidEvent\"").count(), 2, "{log}");
     }
 
     #[tokio::test]
