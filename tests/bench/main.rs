@@ -27,16 +27,17 @@ use crate::world::World;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (mut long, mut only) = (false, None);
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => {}
-        ["--long"] => long = true,
-        ["--only", case] if CASES.contains(&case) => only = Some(case),
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let long = arguments.first() == Some(&"--long");
+    arguments.drain(..usize::from(long));
+    let only = match arguments[..] {
+        [] => None,
+        ["--only", case] if CASES.contains(&case) => Some(case),
         _ => {
-            eprintln!("usage: bench [--long | --only {}]", CASES.join("|"));
+            eprintln!("usage: bench [--long] [--only {}]", CASES.join("|"));
             return ExitCode::from(2);
         }
-    }
+    };
     if cfg!(debug_assertions) {
         progress("this is a debug build: its figures say little (make bench)");
     }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::brokers::Brokers;
 use super::client::Settings;
 use super::decide::{Intent, Verdict};
+use super::fetch::AtHand;
 use super::handover::{Hint, Slot, Stepped, Tools};
 use super::position::{Mark, Position};
 use super::{claim, group};
@@ -212,14 +213,18 @@ impl Consumers {
     }
 
     /// A partition that this sandbox has a claim on, with so many records fetched and not handed out: also from where to
-    /// where. Of several, the one used longest ago.
+    /// where. Of several, the one used longest ago. None, if it is time to look at all partitions.
     pub fn at_hand(&self, of: &Authorized<Read>, count: usize) -> Option<(i32, i64, i64)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ours = slots.iter().rev().filter(|((group, topic, _), _)| group == of.group() && topic == of.topic());
-        ours.find_map(|((_, _, partition), slot)| {
-            let (from, next) = slot.try_lock().ok()?.at_hand(count)?;
-            Some((*partition, from, next))
-        })
+        let ours = slots.iter().rev().filter(|((group, topic, _), _)| group == of.group() && topic == of.topic());
+        for ((_, _, partition), slot) in ours {
+            match slot.try_lock().map_or(AtHand::Nothing, |mut slot| slot.at_hand(count)) {
+                AtHand::Records(from, next) => return Some((*partition, from, next)),
+                AtHand::Others => return None,
+                AtHand::Nothing => {}
+            }
+        }
+        None
     }
 
     /// What is known of a partition.

@@ -26,7 +26,15 @@ const KEEP_MS: u64 = 5_000;
 /// The most bytes that are fetched ahead of need.
 const AHEAD_BYTES: usize = 1024 * 1024;
 
-/// How many calls take what was fetched ahead without a look at the other partitions.
+/// How many times what a call needs is kept of what was fetched: at first, and how many times that after each window
+/// that was used up. A broker answers with whole batches, thousands of small records; to fetch them again for each call
+/// is most of a busy consumer's work, and to keep them is of no use to one that comes back seldom.
+const AHEAD: usize = 4;
+
+/// The most records that are kept because of that.
+const AHEAD_RECORDS: usize = 4_000;
+
+/// How many calls take what was fetched ahead before it is time for a look at the other partitions.
 const AT_HAND: u32 = 4;
 
 /// The longest pause within one partition's records before what is there is taken.
@@ -53,8 +61,21 @@ pub struct Window {
     start: i64,
     next: i64,
     filled_ms: u64,
-    /// How often it was at hand since the last fetch.
+    /// How many times what a call needs is kept.
+    ahead: usize,
+    /// How often in a row it was at hand.
     at_hand: u32,
+}
+
+/// Whether a call can go on with what a window holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtHand {
+    /// It can: from where to where the window goes.
+    Records(i64, i64),
+    /// It could, but others have waited for their turn.
+    Others,
+    /// It cannot.
+    Nothing,
 }
 
 struct Queue(PartitionQueue<Context>);
@@ -83,6 +104,7 @@ impl Window {
             start: 0,
             next: 0,
             filled_ms: 0,
+            ahead: AHEAD,
             at_hand: 0,
         })
     }
@@ -108,33 +130,44 @@ impl Window {
 
     /// Whether the window begins at `from`, holds something, and is fresh.
     pub fn covers(&self, from: i64) -> bool {
-        self.start == from && !self.records.is_empty() && now_ms().abs_diff(self.filled_ms) < KEEP_MS
+        !self.records.is_empty() && self.goes_on_at(from)
     }
 
-    /// From where to where the window goes, if it is fresh and has at least `count` records. Only a few times after each
-    /// fetch: then it is time to look at the other partitions again.
-    pub fn at_hand(&mut self, count: usize) -> Option<(i64, i64)> {
-        let there = self.at_hand < AT_HAND && self.records.len() >= count && self.covers(self.start);
-        self.at_hand += u32::from(there);
-        there.then_some((self.start, self.next))
+    /// Whether `from` is where the last call has come to, just now.
+    fn goes_on_at(&self, from: i64) -> bool {
+        self.start == from && now_ms().abs_diff(self.filled_ms) < KEEP_MS
+    }
+
+    /// Whether a call for `count` records can go on with what is there.
+    pub fn at_hand(&mut self, count: usize) -> AtHand {
+        if self.records.len() < count || !self.covers(self.start) {
+            return AtHand::Nothing;
+        }
+        if self.at_hand == AT_HAND {
+            self.at_hand = 0;
+            return AtHand::Others;
+        }
+        self.at_hand += 1;
+        AtHand::Records(self.start, self.next)
     }
 
     /// Makes the window begin at `from`, with at least `count` records or `bytes` bytes, or all up to `end` (a last
     /// stable offset seen before).
     pub fn fill(&mut self, from: i64, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
+        let goes_on = self.goes_on_at(from);
         if !self.covers(from) {
             self.clear(from);
         }
         if self.records.len() >= count || self.bytes >= bytes || (self.next >= end && !self.records.is_empty()) {
             return Ok(Fetched::Records);
         }
+        self.ahead = if goes_on { (self.ahead * AHEAD).min(AHEAD_RECORDS) } else { AHEAD };
         // Whatever lies there was said while the partition was not assigned, of a topic that was deleted, for one.
         while self.queue.0.poll(Duration::ZERO).is_some() {}
         let assigned = Assigned::new(&self.group, list(&[(&self.topic, self.partition)], Offset::Offset(self.next))?)?;
         let fetched = self.receive(count, bytes, end, until);
         drop(assigned);
         self.filled_ms = now_ms();
-        self.at_hand = 0;
         if fetched.is_err() {
             self.clear(from);
         }
@@ -160,9 +193,10 @@ impl Window {
     }
 
     fn receive(&mut self, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
+        let most = count.saturating_mul(self.ahead).min(AHEAD_RECORDS).max(count);
         loop {
             let enough = self.records.len() >= count || self.bytes >= bytes;
-            if self.bytes >= bytes.max(AHEAD_BYTES) || self.records.len() >= count.saturating_mul(4) {
+            if self.bytes >= bytes.max(AHEAD_BYTES) || self.records.len() >= most {
                 return Ok(Fetched::Records);
             }
             let left = until.saturating_duration_since(Instant::now());

@@ -45,7 +45,8 @@ pub fn settings(config: &KafkaConfig) -> Settings {
         .set("fetch.wait.max.ms", "5")
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.error.backoff.ms", "10")
-        .set("queued.min.messages", "10000")
+        // A fetch that has brought what the largest call takes is not followed by another before it is used up.
+        .set("queued.min.messages", "1000")
         .set("queued.max.messages.kbytes", "8192");
     settings
 }

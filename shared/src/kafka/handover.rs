@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::claim::{Claim, Claimant, Committed};
 use super::client::Settings;
 use super::decide::{Intent, Verdict, decide};
-use super::fetch::{Fetched, Window};
+use super::fetch::{AtHand, Fetched, Window};
 use super::group::Group;
 use super::position::{Holder, Mark, Position, Stamp, now_ms};
 use crate::config::Delivery;
@@ -164,9 +164,9 @@ impl Slot {
         self.hint
     }
 
-    /// From where to where there are records, if this slot has a claim and at least `count` of them.
-    pub fn at_hand(&mut self, count: usize) -> Option<(i64, i64)> {
-        self.claim.as_ref().and_then(|_| self.window.at_hand(count))
+    /// Whether a call for `count` records can go on here, with the claim that it has, without a look around.
+    pub fn at_hand(&mut self, count: usize) -> AtHand {
+        if self.claim.is_some() { self.window.at_hand(count) } else { AtHand::Nothing }
     }
 
     /// Ends a transaction that a dead function has left open: until then, nobody can read the position. Blocks.
