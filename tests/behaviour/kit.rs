@@ -68,8 +68,13 @@ impl Raw {
 
 /// Writes records past the gateway, in order.
 pub(crate) async fn write(topic: &str, records: &[Raw]) {
+    write_on(&Stack::shared().await.bootstrap(), topic, records).await;
+}
+
+/// [`write`], to another broker.
+pub(crate) async fn write_on(bootstrap: &str, topic: &str, records: &[Raw]) {
     let producer: FutureProducer = ClientConfig::new()
-        .set("bootstrap.servers", Stack::shared().await.bootstrap())
+        .set("bootstrap.servers", bootstrap)
         .set("message.max.bytes", "20000000")
         .set("enable.idempotence", "true")
         .create()

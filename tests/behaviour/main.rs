@@ -17,6 +17,7 @@ mod lag_monitor;
 mod leases;
 mod life;
 mod observability;
+mod openapi;
 mod registry;
 mod retention;
 mod schemas;
