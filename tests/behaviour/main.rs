@@ -6,6 +6,7 @@ mod world;
 mod adversity;
 mod cluster;
 mod consume;
+mod dashboards;
 mod faults;
 mod http;
 mod identity;

@@ -183,15 +183,28 @@ async fn keycloak_realm(home: &Path) -> Result<PathBuf> {
 }
 
 async fn pushgateway() -> Result<PathBuf> {
-    if let Some(found) = find("prometheus-pushgateway") {
+    debian("pushgateway", "prometheus-pushgateway", "prometheus-pushgateway").await
+}
+
+/// Prometheus' server or its `promtool`.
+pub(crate) async fn prometheus(program: &str) -> Result<PathBuf> {
+    require(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
+    let _lock = exclusive().await?;
+    debian("prometheus", "prometheus", program).await
+}
+
+/// A program of one of the distribution's packages, which is unpacked into `.local/<dir>` and not installed; or the one that
+/// is installed.
+async fn debian(dir: &str, package: &str, program: &str) -> Result<PathBuf> {
+    if let Some(found) = find(program) {
         return Ok(found);
     }
-    let dir = local().join("pushgateway");
-    step("pushgateway", &dir, "debian", async |dir| {
+    let dir = local().join(dir);
+    step(package, &dir, "debian", async |dir| {
         let mut download = supervised("apt-get");
-        download.args(["download", "-q", "prometheus-pushgateway"]).current_dir(dir);
+        download.args(["download", "-q", package]).current_dir(dir);
         let hint = "is the package list there? (apt-get update)";
-        output("apt-get download prometheus-pushgateway", download).await.context(hint)?;
+        output(&format!("apt-get download {package}"), download).await.context(hint)?;
         let package = fs::read_dir(dir).context(dir.display())?.flatten().map(|entry| entry.path());
         let package = package.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "deb"));
         let package = package.ok_or_else(|| Error::new("apt-get download left no package"))?;
@@ -199,7 +212,7 @@ async fn pushgateway() -> Result<PathBuf> {
         fs::remove_file(&package).context(package.display())
     })
     .await?;
-    Ok(dir.join("usr/bin/prometheus-pushgateway"))
+    Ok(dir.join("usr/bin").join(program))
 }
 
 /// Fills `dir` unless it was filled by the same recipe before. The stamp is written last, so a broken attempt is redone.

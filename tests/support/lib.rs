@@ -9,6 +9,7 @@
 //! - [`Cluster`]: three brokers.
 //! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
+//! - [`Prometheus`]: with the rules of `infra/local`; `promtool` on them.
 //! - [`Event`]: the API Gateway event a function is invoked with.
 //!
 //! Helpers that only tests call panic when they fail: a failing helper is a failing test.
@@ -26,6 +27,7 @@ mod kafka;
 mod keycloak;
 mod lambda_api;
 pub mod process;
+mod prometheus;
 mod proxy;
 mod pushgateway;
 mod registry;
@@ -42,6 +44,7 @@ pub use install::{kafka_since, kafka_version};
 pub use kafka::Broker;
 pub use lambda_api::Failure;
 pub use process::Process;
+pub use prometheus::{Prometheus, promtool};
 pub use proxy::{Api, At, Held, Proxy};
 pub use run::{free_port, progress};
 pub use stack::Stack;
