@@ -1,8 +1,10 @@
 //! What the product promises, tried on the real stack: a file per behaviour.
 
+mod secured;
 mod wire;
 mod world;
 
+mod acl;
 mod adversity;
 mod cluster;
 mod consume;
@@ -23,6 +25,7 @@ mod registry;
 mod retention;
 mod schemas;
 mod secrets;
+mod security;
 mod seek;
 mod side_by_side;
 mod steps;

@@ -104,7 +104,7 @@ pub(crate) async fn answers(process: Option<&Process>, name: &str, url: &str) ->
 
 /// Keeps no idle connections: they belong to the runtime of the test that made them.
 pub(crate) fn http() -> Result<reqwest::Client> {
-    let client = reqwest::Client::builder().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).no_proxy();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).timeout(Duration::from_secs(60)).no_proxy();
     client.build().context("HTTP client")
 }
 

@@ -7,6 +7,7 @@
 //! - [`Stack`]: the running services, tokens, Kafka's own tools, Python clients. Tests share one: [`Stack::shared`].
 //! - [`Broker`]: a Kafka that can be stopped, killed, paused and started again on the same port and data.
 //! - [`Cluster`]: three brokers.
+//! - [`Secured`]: a broker with TLS, logins and ACLs.
 //! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
 //! - [`Prometheus`]: with the rules of `infra/local`; `promtool` on them.
@@ -17,6 +18,7 @@
 // The panics are the point (see above), and repeating that on every helper would say nothing.
 #![allow(clippy::missing_panics_doc)]
 
+mod certificates;
 mod cluster;
 mod compose;
 mod error;
@@ -32,10 +34,12 @@ mod proxy;
 mod pushgateway;
 mod registry;
 mod run;
+mod secured;
 mod stack;
 mod watch;
 mod zookeeper;
 
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use event::Event;
@@ -47,5 +51,6 @@ pub use process::Process;
 pub use prometheus::{Prometheus, promtool};
 pub use proxy::{Api, At, Held, Proxy};
 pub use run::{free_port, progress};
+pub use secured::Secured;
 pub use stack::Stack;
 pub use watch::Gateway;

@@ -18,6 +18,7 @@ use crate::proxy::Proxy;
 use crate::pushgateway;
 use crate::registry;
 use crate::run::{RunDir, free_port, progress};
+use crate::secured::Secured;
 
 /// A running Kafka, Keycloak and Pushgateway. Ended, with their data, when dropped or when the process is gone.
 #[derive(Debug)]
@@ -167,14 +168,21 @@ impl Stack {
 
     /// Three more brokers, of one cluster.
     pub async fn cluster(&self) -> Cluster {
-        let started = async {
-            let libs = match &self.services {
-                Services::Local { kafka_libs, .. } => kafka_libs.clone(),
-                Services::Containers { .. } => install::kafka_libs().await?,
-            };
-            Cluster::start(&libs, &self.run).await
-        };
+        let started = async { Cluster::start(&self.kafka_libs().await?, &self.run).await };
         started.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// One more broker, with TLS, logins and ACLs.
+    pub async fn secured(&self) -> Secured {
+        let started = async { Secured::start(&self.kafka_libs().await?, &self.run).await };
+        started.await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    async fn kafka_libs(&self) -> Result<PathBuf> {
+        match &self.services {
+            Services::Local { kafka_libs, .. } => Ok(kafka_libs.clone()),
+            Services::Containers { .. } => install::kafka_libs().await,
+        }
     }
 
     async fn broker_on(&self, port: u16, settings: &[(&str, &str)]) -> Result<Broker> {

@@ -60,6 +60,9 @@ fn version(text: &str) -> Option<(u32, u32)> {
     numbers.next().flatten().zip(numbers.next().flatten())
 }
 
+/// A broker that says nothing for this long is away, or does not let us in.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What is known of the brokers.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
@@ -111,7 +114,14 @@ async fn ask(settings: Settings, until: Instant) -> Result<Facts, Error> {
     // To make a client reads the system's certificates.
     let made = tokio::task::spawn_blocking(move || {
         let admin: Client<AdminClient<Context>> = settings.create().map_err(Error::internal)?;
-        let metadata = admin.inner().fetch_metadata(Some(NO_TOPIC), left()).map_err(unreachable)?;
+        let metadata = match admin.inner().fetch_metadata(Some(NO_TOPIC), left().min(SOON)) {
+            Err(_) if !left().is_zero() => {
+                client::explain(&settings, left());
+                admin.inner().fetch_metadata(Some(NO_TOPIC), left())
+            }
+            answered => answered,
+        };
+        let metadata = metadata.map_err(unreachable)?;
         let brokers: Vec<i32> = metadata.brokers().iter().map(MetadataBroker::id).collect();
         Ok::<_, Error>((admin, brokers))
     });

@@ -2,12 +2,12 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
 use rdkafka::client::Client as Inner;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, FutureProducer};
 use rdkafka::{ClientContext, Statistics};
@@ -141,6 +141,23 @@ const CONNECT: Duration = Duration::from_millis(200);
 /// 11 ms before it connects to just any of them. Not so to one that it is to ask something: so that one is asked.
 pub(super) fn connect(client: &Inner<Context>, topic: &TopicName, partition: i32, patience: Duration) {
     let _ = client.fetch_watermarks(topic.as_str(), partition, patience.min(CONNECT));
+}
+
+/// The longest that a failed connection is waited for, to hear why it failed.
+const HEARING: Duration = Duration::from_secs(2);
+
+/// Sees to it that the log says why no broker lets us in: a wrong password, a certificate that nobody trusts.
+///
+/// librdkafka tells only who polls a client, and nobody polls an `AdminClient` for that.
+pub(super) fn explain(settings: &Settings, patience: Duration) {
+    let Ok(client) = settings.create::<Arc<BaseConsumer<Context>>>() else { return };
+    let until = Instant::now() + patience.min(HEARING);
+    let _ = client.fetch_metadata(Some(NO_TOPIC), patience.min(HEARING));
+    while let Some(event) = client.poll(until.saturating_duration_since(Instant::now())) {
+        if event.is_err() {
+            return;
+        }
+    }
 }
 
 /// A client. It ends off the path of the call that drops it: librdkafka flushes and joins its threads.

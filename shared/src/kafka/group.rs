@@ -3,6 +3,7 @@
 //! All calls here block; they are made from `spawn_blocking`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
@@ -59,7 +60,16 @@ pub struct Group {
     pub facts: Facts,
     pub(super) consumer: Client<Arc<BaseConsumer<Context>>>,
     topics: Topics,
+    /// Whether Kafka's access control keeps the group's coordinator from us. librdkafka says so once, in an event, and then
+    /// lets everybody wait.
+    forbidden: AtomicBool,
 }
+
+/// How long a coordinator is waited for before it is looked whether we may know it at all.
+const ALLOWED: Duration = Duration::from_secs(1);
+
+/// How long an event is waited for that should be there already, behind log lines.
+const LISTENING: Duration = Duration::from_millis(5);
 
 /// What a group's description shows. It is the older kind of description, which knows classic members only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +99,7 @@ impl Group {
             settings.set("group.instance.id", "kafka-gateway");
         }
         let consumer = settings.create().map_err(Error::internal)?;
-        Ok(Self { id: id.clone(), facts, consumer, topics: Topics::default() })
+        Ok(Self { id: id.clone(), facts, consumer, topics: Topics::default(), forbidden: AtomicBool::new(false) })
     }
 
     /// How many partitions a topic has. `404` where it does not exist.
@@ -149,8 +159,21 @@ impl Group {
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let asked = list(places, Offset::Invalid)?;
-        let read = self.consumer.committed_offsets(asked, patience).map_err(unreachable)?;
+        let (asked, begun) = (list(places, Offset::Invalid)?, Instant::now());
+        let mut read = self.consumer.committed_offsets(asked.clone(), patience.min(ALLOWED));
+        if read.as_ref().is_err_and(|error| unreachable(error.clone()).code() == Code::BrokerUnavailable) {
+            // Perhaps it waits for a coordinator that it will not be told of.
+            self.listen(LISTENING);
+            if self.forbidden.load(Ordering::Relaxed) {
+                return Err(from_kafka(KafkaError::OffsetFetch(RDKafkaErrorCode::GroupAuthorizationFailed)));
+            }
+            let left = patience.saturating_sub(begun.elapsed());
+            if !left.is_zero() {
+                read = self.consumer.committed_offsets(asked, left);
+            }
+        }
+        let read = read.map_err(unreachable)?;
+        self.forbidden.store(false, Ordering::Relaxed);
         Ok(each(&read, places, |element| {
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
@@ -217,9 +240,17 @@ impl Group {
 
     /// Takes events that nobody waits for (lost connections, for one) off the consumer's own queue, lest they pile up.
     pub fn drain_events(&self) {
-        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+        self.listen(Duration::ZERO);
+    }
+
+    /// Takes events until none comes for this long.
+    fn listen(&self, patience: Duration) {
+        while let Some(event) = self.consumer.poll(patience) {
             if let Err(error) = event {
                 tracing::debug!(%error, group = %self.id, "consumer event");
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) {
+                    self.forbidden.store(true, Ordering::Relaxed);
+                }
             }
         }
     }

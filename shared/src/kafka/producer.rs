@@ -8,7 +8,7 @@ use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
 use super::client::{self, Context, NO_TOPIC, Settings};
-use super::error::{from_kafka, unreachable};
+use super::error::{classify, from_kafka, unreachable};
 use super::topics::Topics;
 use crate::auth::{Authorized, Write};
 use crate::config::KafkaConfig;
@@ -173,7 +173,7 @@ impl Producer {
                 },
             }),
             Ok(Err((error, _))) => {
-                let error = self.refused(topic, error);
+                let error = forbidden(&client).unwrap_or_else(|| self.refused(topic, error));
                 // It was sent, perhaps; and these do not say that it was not written.
                 let open = matches!(error.code(), Code::DeadlineExceeded | Code::BrokerUnavailable);
                 Err(if open { error.with("outcome", "unknown") } else { error })
@@ -289,6 +289,14 @@ impl Producer {
 
 fn outcome_unknown() -> Error {
     Error::new(Code::DeadlineExceeded, "Kafka did not acknowledge in time").with("outcome", "unknown")
+}
+
+/// Whether Kafka's access control has refused the client as such: the gateway may write to no topic at all. Then librdkafka
+/// only says that it dropped the records.
+fn forbidden(client: &Client) -> Option<Error> {
+    let (code, _) = client.client().fatal_error()?;
+    let (public, detail) = classify(code);
+    (public.status() == 403).then(|| Error::new(public, detail).source(KafkaError::MessageProduction(code)))
 }
 
 /// Takes back what is still on its way, so that nothing is written after its call was answered: a frozen sandbox would

@@ -1,0 +1,137 @@
+//! Kafka's own authorizer: what the gateway's user may not do is 403, and never a wait; the README's table is enough.
+
+use serde_json::{Value, json};
+use tests::{Event, Function, Stack};
+
+use crate::consume::fill;
+use crate::kit::problem;
+use crate::secured::{function_as, secured};
+use crate::wire::ACKNOWLEDGE;
+use crate::world::{PRODUCE, call, consume, produce, topic_on, unique};
+
+const LAG: &str = "/kafka/consumer/lag";
+const SEEK: &str = "/kafka/consumer/seek";
+
+/// Makes a user with these grants; its name. Its password is its name.
+async fn user(grants: Vec<&[&str]>) -> String {
+    let (secured, name) = (secured().await, unique("user"));
+    let principal = format!("User:{name}");
+    secured.user("SCRAM-SHA-512", &name, &name).await;
+    for grant in grants {
+        secured.allow(&principal, grant).await;
+    }
+    name
+}
+
+/// Calls a function of a caller who may do everything: the status, the code, and the time it took.
+async fn refused(function: &Function, event: Event) -> (u64, String) {
+    let token = Stack::shared().await.token("gateway-full").await;
+    problem(&function.invoke(event.bearer(&token).build()).await)
+}
+
+fn forbidden(code: &str) -> (u64, String) {
+    (403, code.to_owned())
+}
+
+/// The README's rows for those who read.
+const CLAIMS: &[&str] =
+    &["--transactional-id", "kafka-gateway:1:", "--resource-pattern-type", "prefixed", "--operation", "Write"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn producing_takes_write_on_the_topic_and_nothing_more() {
+    let topic = topic_on(&secured().await.broker().bootstrap(), 1, &[]).await;
+    let (may_write, may_read) =
+        (["--topic", &topic, "--operation", "Write"], ["--topic", &topic, "--operation", "Read"]);
+    let (writer, reader, stranger) = tokio::join!(user(vec![&may_write]), user(vec![&may_read]), user(vec![]));
+    let body = json!({ "topic": topic, "value": "v" });
+    let producer = function_as("produce", &writer, &writer).await;
+    assert_eq!(produce(&producer, &body).await.ok()["offset"], 0);
+    // Which topics there are is not said either.
+    let elsewhere = json!({ "topic": unique("nowhere"), "value": "v" });
+    let event = |body: &Value| Event::post(PRODUCE).json(body);
+    assert_eq!(refused(&producer, event(&elsewhere)).await, forbidden("topic_forbidden"));
+    // Who may write nowhere at all is refused as such.
+    for (user, code) in [(reader, "forbidden"), (stranger, "topic_forbidden")] {
+        let producer = function_as("produce", &user, &user).await;
+        for _ in 0..2 {
+            assert_eq!(refused(&producer, event(&body)).await, forbidden(code), "{user}");
+        }
+    }
+    assert_eq!(produce(&producer, &body).await.ok()["offset"], 1, "nothing was written meanwhile");
+}
+
+/// The calls of those who read: of a topic with one record, and a lease on it.
+struct Calls {
+    topic: String,
+    group: String,
+    lease: Value,
+}
+
+impl Calls {
+    /// Made by a user who may do everything.
+    async fn make(topic: &str, group: &str) -> Self {
+        let consumer = function_as("consume", "gateway", crate::secured::PASSWORD).await;
+        let leased = consume(&consumer, topic, group, "&ack=manual&lease_ms=600000").await.ok();
+        Self { topic: topic.to_owned(), group: group.to_owned(), lease: leased["lease"]["token"].clone() }
+    }
+
+    /// In an order in which each works if the ones before have.
+    fn events(&self) -> [(&'static str, Event); 4] {
+        let (topic, group) = (&self.topic, &self.group);
+        [
+            ("lag", Event::get(LAG).query(&format!("topic={topic}&group_id={group}"))),
+            ("acknowledge", Event::post(ACKNOWLEDGE).json(&json!({ "token": self.lease, "type": "release" }))),
+            ("consume", Event::get("/kafka/consumer/consume").query(&format!("topic={topic}&group_id={group}"))),
+            ("seek", Event::post(SEEK).json(&json!({ "group_id": group, "topic": topic, "to": "earliest" }))),
+        ]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consuming_takes_the_topic_the_group_and_the_claims() {
+    let server = secured().await.broker().bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    fill(&server, &topic, 1, 1);
+    let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
+    let joins: &[&str] = &["--group", &group, "--operation", "Read"];
+    let shows: &[&str] = &["--cluster", "--operation", "DescribeConfigs"];
+    let (calls, stranger, without_group, without_claims, without_settings, reader) = tokio::join!(
+        Calls::make(&topic, &group),
+        user(vec![]),
+        user(vec![reads, CLAIMS]),
+        user(vec![reads, joins]),
+        user(vec![reads, joins, CLAIMS]),
+        user(vec![reads, joins, CLAIMS, shows]),
+    );
+    for user in [stranger, without_group] {
+        for (name, event) in calls.events() {
+            let function = function_as(name, &user, &user).await;
+            for _ in 0..2 {
+                let (status, code) = refused(&function, event.clone()).await;
+                // What a call meets first: the claim, or the topic or group.
+                assert!(status == 403 && ["forbidden", "topic_forbidden"].contains(&&*code), "{name}: {status} {code}");
+            }
+        }
+    }
+    for (name, event) in calls.events() {
+        let function = function_as(name, &without_claims, &without_claims).await;
+        if name == "lag" {
+            assert_eq!(call(&function, event).await.ok()["total_lag"], 1, "it claims nothing");
+        } else {
+            assert_eq!(refused(&function, event).await, forbidden("forbidden"), "{name}");
+        }
+    }
+    for user in [without_settings, reader] {
+        // Of the lease that is released here, and of a new one for the next user.
+        for (name, event) in calls.events() {
+            let function = function_as(name, &user, &user).await;
+            if name == "acknowledge" && call(&function, event.clone()).await.status == 409 {
+                continue; // the user before has released it
+            }
+            let answer = call(&function, event).await.ok();
+            if name == "consume" {
+                assert_eq!(answer["messages"][0]["offset"], 0, "{user}: {answer}");
+            }
+        }
+    }
+}
