@@ -7,6 +7,7 @@
 use std::backtrace::Backtrace;
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -137,23 +138,23 @@ impl Code {
     }
 }
 
-/// An error with its public answer and its private causes.
-#[derive(Debug)]
+/// An error with its public answer and its private causes. What stops several records of a batch is cloned for each.
+#[derive(Debug, Clone)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     code: Code,
     detail: Cow<'static, str>,
     members: Map<String, Value>,
-    source: Option<BoxError>,
-    backtrace: Option<Backtrace>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    backtrace: Option<Arc<Backtrace>>,
 }
 
 impl Error {
     /// An error with its public text. The text must hold no token, payload or broker address.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        let backtrace = (code.status() >= 500).then(Backtrace::force_capture);
+        let backtrace = (code.status() >= 500).then(Backtrace::force_capture).map(Arc::new);
         Self(Box::new(Inner { code, detail: detail.into(), members: Map::new(), source: None, backtrace }))
     }
 
@@ -165,7 +166,7 @@ impl Error {
     /// Keeps the cause for the log.
     #[must_use]
     pub fn source(mut self, source: impl Into<BoxError>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(source.into().into());
         self
     }
 
@@ -193,7 +194,7 @@ impl Error {
 
     /// Where it came to be; captured for statuses from 500 on.
     pub fn backtrace(&self) -> Option<&Backtrace> {
-        self.0.backtrace.as_ref()
+        self.0.backtrace.as_deref()
     }
 
     /// The whole chain of causes, outermost first, for the log.

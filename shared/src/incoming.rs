@@ -28,6 +28,8 @@ pub struct Incoming<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Members<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "record::present")]
     topic: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "record::present")]
@@ -51,12 +53,26 @@ struct Members<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// Reads a record. No error repeats what was sent.
+    /// Reads a record that is a request's body. No error repeats what was sent.
     pub fn read(json: &'a [u8]) -> Result<Self, Error> {
         let members: Members<'_> = record::body(json)?;
-        let topic = members.topic.ok_or_else(|| Error::new(Code::MissingParameter, "topic: is required"))?;
-        let topic: String = member(topic, "topic: must be a string")?;
-        let topic = TopicName::parse(&topic)?;
+        if members.id.is_some() {
+            return Err(Error::new(Code::InvalidParameter, "id: goes with the records of a batch only"));
+        }
+        Self::of(&members, None)
+    }
+
+    /// Reads a record of a batch, whose `id` is the batch's affair; `default` is its topic unless it names one.
+    pub fn read_in_batch(json: &'a RawValue, default: Option<&TopicName>) -> Result<Self, Error> {
+        Self::of(&record::members(json, "The record")?, default)
+    }
+
+    fn of(members: &Members<'a>, default: Option<&TopicName>) -> Result<Self, Error> {
+        let topic = match (members.topic, default) {
+            (Some(topic), _) => parse_topic(topic)?,
+            (None, Some(default)) => default.clone(),
+            (None, None) => return Err(Error::new(Code::MissingParameter, "topic: is required")),
+        };
         let value = members.value.ok_or_else(|| {
             Error::new(Code::MissingParameter, "value: is required; null writes a tombstone, \"\" an empty value")
         })?;
@@ -100,6 +116,12 @@ const PARTITION: &str = "partition: must be a whole number from 0";
 
 /// Why 0 is refused: librdkafka takes it for "now", and the record would be written with another time than was asked.
 const TIMESTAMP: &str = "timestamp: must be milliseconds since 1970, from 1";
+
+/// A topic as a request names it.
+pub fn parse_topic(json: &RawValue) -> Result<TopicName, Error> {
+    let name: String = member(json, "topic: must be a string")?;
+    TopicName::parse(&name)
+}
 
 fn member<T: serde::de::DeserializeOwned>(json: &RawValue, problem: &'static str) -> Result<T, Error> {
     serde_json::from_str(json.get()).map_err(|_| Error::new(Code::InvalidParameter, problem))
@@ -167,6 +189,7 @@ mod tests {
             ("{\"topic\":\"t\",\"value\":1,\"s3cret\":1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"x, expected s3cret at line 1\":1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"value\":2}", Code::InvalidParameter),
+            ("{\"topic\":\"t\",\"value\":1,\"id\":1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":-1}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":1.5}", Code::InvalidParameter),
             ("{\"topic\":\"t\",\"value\":1,\"partition\":2147483648}", Code::InvalidParameter),

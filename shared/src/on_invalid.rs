@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use crate::auth::{Authorized, Write};
 use crate::config::Config;
@@ -17,12 +18,17 @@ use crate::telemetry;
 
 /// Where records that do not fit are kept, if they are.
 #[derive(Debug)]
-pub struct OnInvalid(Option<Arc<DeadLetters>>);
+pub struct OnInvalid {
+    kept: Option<Arc<DeadLetters>>,
+    /// Held by whoever looks for a dead-letter topic, or makes it. The others then know it.
+    opening: Mutex<()>,
+}
 
 impl OnInvalid {
     /// Connects to nothing yet.
     pub fn new(config: &Config) -> Self {
-        Self(config.schemas.keep_invalid.then(|| Arc::new(DeadLetters::new(&config.kafka))))
+        let kept = config.schemas.keep_invalid.then(|| Arc::new(DeadLetters::new(&config.kafka)));
+        Self { kept, opening: Mutex::new(()) }
     }
 
     /// The answer for a record, as it was sent, that does not fit: `invalid`, and where it is kept. If it should be kept
@@ -37,11 +43,12 @@ impl OnInvalid {
     ) -> Error {
         let topic = to.topic();
         let Some((dead_letters, letters)) =
-            self.0.as_ref().and_then(|dead_letters| Some((dead_letters, dead_letters.topic_of(topic)?)))
+            self.kept.as_ref().and_then(|dead_letters| Some((dead_letters, dead_letters.topic_of(topic)?)))
         else {
             return invalid;
         };
         let opened = {
+            let _one_at_a_time = self.opening.lock().await;
             let (dead_letters, origin, letters) = (Arc::clone(dead_letters), topic.clone(), letters.clone());
             blocking(deadline, move |until| dead_letters.open(&origin, &letters, until)).await
         };

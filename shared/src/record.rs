@@ -112,20 +112,25 @@ pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
         let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
         Error::new(Code::InvalidJson, place)
     })?;
-    object(json).map_err(|error| shape_error(&error))
+    members(json, "The body")
+}
+
+/// Reads a JSON object with known members. No error repeats what was sent; `what` names the object in them.
+pub fn members<'a, T: Deserialize<'a>>(json: &'a RawValue, what: &str) -> Result<T, Error> {
+    object(json).map_err(|error| shape_error(&error, what))
 }
 
 /// serde's messages quote the body. Also a name that is not known here is not repeated: where the payload itself was
 /// sent as the body, it is the payload's.
-fn shape_error(error: &serde_json::Error) -> Error {
+fn shape_error(error: &serde_json::Error, what: &str) -> Error {
     let message = error.to_string();
     let text = message.rsplit_once(" at line ").map_or(&*message, |(text, _)| text);
     let detail = match text.rsplit_once(", expected ") {
         Some((unknown, expected)) if unknown.starts_with("unknown field") => {
-            format!("The body holds a member that is not known here, expected {expected}")
+            format!("{what} holds a member that is not known here, expected {expected}")
         }
         _ if text.starts_with("duplicate field") => text.to_owned(),
-        _ => "The body must be a JSON object as the documentation describes it".to_owned(),
+        _ => format!("{what} must be a JSON object as the documentation describes it"),
     };
     Error::new(Code::InvalidParameter, detail)
 }

@@ -8,6 +8,7 @@
 //! - a panic's text is written only where it is a literal (a formatted one quotes what it failed on).
 
 use std::backtrace::Backtrace;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -120,6 +121,18 @@ pub fn request_finished(finished: &Finished<'_>) {
             error_chain, backtrace,
             "request failed"
         );
+    }
+}
+
+/// Writes a line for each kind of failure that is ours (5xx) among the records of a batch that was answered all the same:
+/// how many, and the causes of the first.
+pub fn records_failed(errors: &[&Error]) {
+    let mut ours: BTreeMap<&str, (&Error, u64)> = BTreeMap::new();
+    for error in errors.iter().filter(|error| error.code().status() >= 500) {
+        ours.entry(error.code().word()).or_insert((error, 0)).1 += 1;
+    }
+    for (code, (first, records)) in ours {
+        tracing::error!(code, records, error_chain = first.chain().join(": "), "records of a batch failed");
     }
 }
 

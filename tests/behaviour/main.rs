@@ -6,6 +6,7 @@ mod world;
 
 mod acl;
 mod adversity;
+mod batch;
 mod cluster;
 mod consume;
 mod dashboards;

@@ -8,8 +8,8 @@ use crate::errors::{Code, Error};
 /// Where the codes are explained; a code's word is appended. A relative reference, as the service has no fixed host.
 const TYPE_BASE: &str = "/problems/";
 
-/// Turns an error into its answer.
-pub fn reply(error: &Error, request_id: &str) -> Reply {
+/// What an answer says of an error, or one of its results: all but the request's id.
+pub fn members(error: &Error) -> Map<String, Value> {
     let code = error.code();
     let mut body = Map::new();
     body.insert("type".into(), format!("{TYPE_BASE}{}", code.word()).into());
@@ -19,10 +19,16 @@ pub fn reply(error: &Error, request_id: &str) -> Reply {
     body.insert("code".into(), code.word().into());
     body.insert("error_code".into(), code.error_code().into());
     body.insert("retryable".into(), code.retryable().into());
-    body.insert("request_id".into(), request_id.into());
     for (name, value) in error.members() {
         body.entry(name.clone()).or_insert_with(|| value.clone());
     }
+    body
+}
+
+/// Turns an error into its answer.
+pub fn reply(error: &Error, request_id: &str) -> Reply {
+    let (code, mut body) = (error.code(), members(error));
+    body.insert("request_id".into(), request_id.into());
     let mut reply = Reply::json(code.status(), Value::Object(body).to_string());
     reply.content_type = "application/problem+json";
     reply.www_authenticate = challenge(code);

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders, Timestamp};
+use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
+use tokio::time::Instant;
 
 use super::client::{self, Context, NO_TOPIC, Settings};
 use super::error::{classify, from_kafka, unreachable};
@@ -56,6 +58,16 @@ pub struct Receipt {
     pub offset: i64,
     /// The record's timestamp, milliseconds since 1970.
     pub timestamp: i64,
+}
+
+impl Receipt {
+    fn of(delivered: &Delivery) -> Self {
+        let timestamp = match delivered.timestamp {
+            Timestamp::CreateTime(at) | Timestamp::LogAppendTime(at) => at,
+            Timestamp::NotAvailable => -1,
+        };
+        Self { partition: delivered.partition, offset: delivered.offset, timestamp }
+    }
 }
 
 type Client = client::Client<FutureProducer<Context>>;
@@ -125,7 +137,7 @@ impl Producer {
         })
     }
 
-    /// Writes one record, and waits until all in-sync replicas have it.
+    /// Writes records of one topic, in their order, and waits until all in-sync replicas have them: what became of each.
     ///
     /// Errors: `404` for an unknown topic or partition, `413` for a record the topic does not take, `503` where Kafka
     /// cannot be reached, `504` with `"outcome": "unknown"` where it did not answer in time: the record may have been
@@ -133,13 +145,23 @@ impl Producer {
     pub async fn produce(
         &self,
         to: &Authorized<Write>,
-        record: &NewRecord,
+        records: &[&NewRecord],
         deadline: Deadline,
-    ) -> Result<Receipt, Error> {
-        self.write(to.topic(), record, deadline).await
+    ) -> Vec<Result<Receipt, Error>> {
+        let together = self.write(to.topic(), records, deadline).await;
+        let mut results = Vec::with_capacity(records.len());
+        for (record, written) in records.iter().zip(together) {
+            results.push(match written {
+                Err(Failure::Kafka(error)) if records.len() > 1 && blames_company(&error) => {
+                    self.write_alone(to.topic(), record, deadline).await
+                }
+                written => self.verdict(to.topic(), written),
+            });
+        }
+        results
     }
 
-    /// The same for a dead letter: who may write to a topic may leave letters in its dead-letter topic.
+    /// Writes a dead letter: who may write to a topic may leave letters in its dead-letter topic.
     pub async fn produce_letter(
         &self,
         _of: &Authorized<Write>,
@@ -147,39 +169,45 @@ impl Producer {
         letter: &NewRecord,
         deadline: Deadline,
     ) -> Result<Receipt, Error> {
-        self.write(letters, letter, deadline).await
+        self.write_alone(letters, letter, deadline).await
     }
 
-    async fn write(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
-        let (client, delivery) = self.enqueue(topic, record, deadline).await?;
-        tokio::pin!(delivery);
-        let delivered = match tokio::time::timeout_at(deadline.instant(), &mut delivery).await {
-            Ok(delivered) => delivered,
-            Err(elapsed) => {
-                give_up(&client);
-                match tokio::time::timeout(LAST_WORD, &mut delivery).await {
-                    Ok(delivered) => delivered,
-                    Err(_) => return Err(outcome_unknown().source(elapsed)),
-                }
+    async fn write_alone(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
+        let written = self.write(topic, &[record], deadline).await.pop();
+        self.verdict(topic, written.unwrap_or_else(|| Err(Failure::Unknown(None))))
+    }
+
+    /// Hands records to librdkafka, all of them, and then waits for what it says of each.
+    async fn write(
+        &self,
+        topic: &TopicName,
+        records: &[&NewRecord],
+        deadline: Deadline,
+    ) -> Vec<Result<Receipt, Failure>> {
+        let mut queued = Vec::with_capacity(records.len());
+        let highest = records.iter().filter_map(|record| record.partition).max();
+        let mut partitions = self.partitions(topic, highest, deadline).await;
+        for record in records {
+            queued.push(match &partitions {
+                Ok(count) => self.enqueue(topic, record, *count, deadline).await,
+                Err(error) => Err(Failure::Before(error.clone())),
+            });
+            // What keeps one record back keeps back those behind it: they are not to pass it, nor to ask again.
+            if let Some(Err(Failure::Before(error))) = queued.last()
+                && error.code() != Code::PartitionNotFound
+            {
+                partitions = Err(error.clone());
             }
-        };
-        match delivered {
-            Ok(Ok(delivered)) => Ok(Receipt {
-                partition: delivered.partition,
-                offset: delivered.offset,
-                timestamp: match delivered.timestamp {
-                    Timestamp::CreateTime(at) | Timestamp::LogAppendTime(at) => at,
-                    Timestamp::NotAvailable => -1,
-                },
-            }),
-            Ok(Err((error, _))) => {
-                let error = forbidden(&client).unwrap_or_else(|| self.refused(topic, error));
-                // It was sent, perhaps; and these do not say that it was not written.
-                let open = matches!(error.code(), Code::DeadlineExceeded | Code::BrokerUnavailable);
-                Err(if open { error.with("outcome", "unknown") } else { error })
-            }
-            Err(canceled) => Err(outcome_unknown().source(canceled)),
         }
+        let mut patience = Patience { until: deadline.instant(), gave_up: None };
+        let mut written = Vec::with_capacity(records.len());
+        for queued in queued {
+            written.push(match queued {
+                Ok((client, delivery)) => patience.wait(&client, delivery).await,
+                Err(failure) => Err(failure),
+            });
+        }
+        written
     }
 
     /// Hands a record to librdkafka. What it refuses here was not sent, so that another try can do no harm.
@@ -187,25 +215,50 @@ impl Producer {
         &self,
         topic: &TopicName,
         record: &NewRecord,
+        partitions: i32,
         deadline: Deadline,
-    ) -> Result<(Arc<Client>, DeliveryFuture), Error> {
-        self.check_exists(topic, record.partition, deadline).await?;
+    ) -> Result<(Arc<Client>, DeliveryFuture), Failure> {
+        require_partition(topic, record, partitions).map_err(Failure::Before)?;
         let client = self.client();
         let error = match send(&client, topic, record) {
             Ok(delivery) => return Ok((client, delivery)),
             Err(error) => error,
         };
         let client = match error {
-            KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => self.replace(&client, deadline).await?,
+            KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => {
+                self.replace(&client, deadline).await.map_err(Failure::Before)?
+            }
             // The topic, as it was when somebody last looked, is gone; perhaps it is back.
             error if self.refused(topic, error.clone()).code().status() == 404 => {
-                self.check_exists(topic, record.partition, deadline).await?;
+                let partitions = self.partitions(topic, record.partition, deadline).await.map_err(Failure::Before)?;
+                require_partition(topic, record, partitions).map_err(Failure::Before)?;
                 client
             }
-            error => return Err(self.refused(topic, error)),
+            error => return Err(Failure::Kafka(error)),
         };
         let sent = send(&client, topic, record);
-        sent.map(|delivery| (client, delivery)).map_err(|error| self.refused(topic, error))
+        sent.map(|delivery| (client, delivery)).map_err(Failure::Kafka)
+    }
+
+    /// What became of a record, for its caller.
+    fn verdict(&self, topic: &TopicName, written: Result<Receipt, Failure>) -> Result<Receipt, Error> {
+        written.map_err(|failure| match failure {
+            Failure::Before(error) => error,
+            Failure::Kafka(error) => {
+                let error = self.refused(topic, error);
+                // It was sent, perhaps; and these do not say that it was not written.
+                let open = matches!(error.code(), Code::DeadlineExceeded | Code::BrokerUnavailable);
+                if open { error.with("outcome", "unknown") } else { error }
+            }
+            Failure::Unknown(source) => {
+                let error = Error::new(Code::DeadlineExceeded, "Kafka did not acknowledge in time");
+                let error = error.with("outcome", "unknown");
+                match source {
+                    Some(source) => error.source(source),
+                    None => error,
+                }
+            }
+        })
     }
 
     /// Whether the topic was seen to exist.
@@ -253,11 +306,12 @@ impl Producer {
         error
     }
 
-    /// `404` unless the topic, and the partition if one was chosen, exist. Never creates a topic unless configured.
-    async fn check_exists(&self, topic: &TopicName, partition: Option<i32>, deadline: Deadline) -> Result<(), Error> {
-        let enough = |partitions: i32| partition.is_none_or(|partition| partition < partitions);
-        if self.topics.partitions(topic).is_some_and(enough) {
-            return Ok(());
+    /// How many partitions the topic has; asked anew unless what was heard a short while ago has the partition `wanted`.
+    /// `404` where it does not exist. Never creates a topic unless configured.
+    async fn partitions(&self, topic: &TopicName, wanted: Option<i32>, deadline: Deadline) -> Result<i32, Error> {
+        let enough = |partitions: &i32| wanted.is_none_or(|wanted| wanted < *partitions);
+        if let Some(partitions) = self.topics.partitions(topic).filter(enough) {
+            return Ok(partitions);
         }
         // A topic that is being made may take this long; half of the time is left for the record.
         let creation = deadline.within(deadline.left() / 2);
@@ -278,17 +332,78 @@ impl Producer {
             }
         };
         self.topics.note(topic, partitions);
-        if enough(partitions) {
-            return Ok(());
-        }
-        Err(Error::new(Code::PartitionNotFound, format!("The topic has {partitions} partitions, counted from 0"))
-            .with("topic", topic.as_str())
-            .with("partition", partition))
+        Ok(partitions)
     }
 }
 
-fn outcome_unknown() -> Error {
-    Error::new(Code::DeadlineExceeded, "Kafka did not acknowledge in time").with("outcome", "unknown")
+/// `404` unless the topic has the partition, if one was chosen.
+fn require_partition(topic: &TopicName, record: &NewRecord, partitions: i32) -> Result<(), Error> {
+    match record.partition {
+        Some(partition) if partition >= partitions => {
+            let detail = format!("The topic has {partitions} partitions, counted from 0");
+            let error = Error::new(Code::PartitionNotFound, detail);
+            Err(error.with("topic", topic.as_str()).with("partition", partition))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why a record has no receipt.
+enum Failure {
+    /// It was not sent.
+    Before(Error),
+    /// What librdkafka, or the broker, says of it.
+    Kafka(KafkaError),
+    /// Nothing was heard of it.
+    Unknown(Option<BoxError>),
+}
+
+/// Whether the fault may be another record's. Kafka refuses all records of a request for one of them, or takes the whole
+/// for too large a record; and it is librdkafka that fills the requests.
+fn blames_company(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as K;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            K::MessageSizeTooLarge
+                | K::MessageBatchTooLarge
+                | K::InvalidRecord
+                | K::InvalidTimestamp
+                | K::InvalidMessage
+                | K::InvalidDifferentRecord
+        )
+    )
+}
+
+/// How long librdkafka's words on some records are waited for, all in all.
+struct Patience {
+    until: Instant,
+    /// The client whose records were taken back.
+    gave_up: Option<Arc<Client>>,
+}
+
+impl Patience {
+    async fn wait(&mut self, client: &Arc<Client>, delivery: DeliveryFuture) -> Result<Receipt, Failure> {
+        tokio::pin!(delivery);
+        let word = loop {
+            match tokio::time::timeout_at(self.until, &mut delivery).await {
+                Ok(word) => break word,
+                Err(elapsed) if self.gave_up.as_ref().is_some_and(|other| Arc::ptr_eq(other, client)) => {
+                    return Err(Failure::Unknown(Some(elapsed.into())));
+                }
+                Err(_) => {
+                    give_up(client);
+                    self.gave_up = Some(Arc::clone(client));
+                    self.until = Instant::now() + LAST_WORD;
+                }
+            }
+        };
+        match word {
+            Ok(Ok(delivered)) => Ok(Receipt::of(&delivered)),
+            Ok(Err((error, _))) => Err(forbidden(client).map_or(Failure::Kafka(error), Failure::Before)),
+            Err(canceled) => Err(Failure::Unknown(Some(canceled.into()))),
+        }
+    }
 }
 
 /// Whether Kafka's access control has refused the client as such: the gateway may write to no topic at all. Then librdkafka
@@ -373,7 +488,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let record = NewRecord { value: Some(b"v".to_vec()), ..NewRecord::default() };
-        let receipt = producer.write(&topic, &record, deadline).await.expect("written by the second client");
+        let receipt = producer.write_alone(&topic, &record, deadline).await.expect("written by the second client");
         assert_eq!((receipt.partition, receipt.offset), (0, 0));
         assert!(!Arc::ptr_eq(&first, &producer.client()));
     }
@@ -391,12 +506,12 @@ mod tests {
             (RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, Code::UnprocessableRecord),
         ] {
             mock.request_errors(RDKafkaApiKey::Produce, &[error]);
-            let refused = producer.write(&topic, &record, deadline).await.expect_err("refused");
+            let refused = producer.write_alone(&topic, &record, deadline).await.expect_err("refused");
             assert_eq!(refused.code(), code, "{refused}");
         }
         let passing = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
         mock.request_errors(RDKafkaApiKey::Produce, &[passing, passing]);
-        producer.write(&topic, &record, deadline).await.expect("written after two tries");
+        producer.write_alone(&topic, &record, deadline).await.expect("written after two tries");
     }
 
     fn value() -> NewRecord {
@@ -411,12 +526,14 @@ mod tests {
     async fn a_record_that_was_given_up_in_the_queue_is_never_written() {
         let mock = MockCluster::new(1).expect("a cluster");
         let (producer, topic, deadline) = on(&mock).await;
-        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 0);
+        assert_eq!(producer.write_alone(&topic, &value(), deadline).await.expect("written").offset, 0);
         mock.broker_down(-1).expect("down");
         // Another call of the sandbox, with more time, gives up with the first.
         let record = value();
-        let (first, second) =
-            tokio::join!(producer.write(&topic, &record, within(300)), producer.write(&topic, &record, within(10_000)));
+        let (first, second) = tokio::join!(
+            producer.write_alone(&topic, &record, within(300)),
+            producer.write_alone(&topic, &record, within(10_000))
+        );
         for refused in [first, second] {
             let refused = refused.expect_err("no broker");
             assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
@@ -424,31 +541,31 @@ mod tests {
         }
         mock.broker_up(-1).expect("up");
         // The next record is the second one: none was written in between.
-        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 1);
+        assert_eq!(producer.write_alone(&topic, &value(), deadline).await.expect("written").offset, 1);
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 2);
+        assert_eq!(producer.write_alone(&topic, &value(), deadline).await.expect("written").offset, 2);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_record_that_was_given_up_in_flight_is_not_sent_again() {
         let mock = MockCluster::new(1).expect("a cluster");
         let (producer, topic, deadline) = on(&mock).await;
-        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 0);
+        assert_eq!(producer.write_alone(&topic, &value(), deadline).await.expect("written").offset, 0);
         // The broker refuses the record, in a way that librdkafka would try again, after the call has given up.
         mock.broker_round_trip_time(-1, Duration::from_millis(400)).expect("slow");
         mock.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
-        let refused = producer.write(&topic, &value(), within(200)).await.expect_err("too slow");
+        let refused = producer.write_alone(&topic, &value(), within(200)).await.expect_err("too slow");
         assert_eq!((refused.code(), &refused.members()["outcome"]), (Code::DeadlineExceeded, &"unknown".into()));
         mock.broker_round_trip_time(-1, Duration::ZERO).expect("fast");
         tokio::time::sleep(Duration::from_millis(800)).await;
-        assert_eq!(producer.write(&topic, &value(), deadline).await.expect("written").offset, 1);
+        assert_eq!(producer.write_alone(&topic, &value(), deadline).await.expect("written").offset, 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_topic_that_is_made_again_is_found_at_once() {
         let mock = MockCluster::new(1).expect("a cluster");
         let (producer, topic, deadline) = on(&mock).await;
-        producer.write(&topic, &value(), deadline).await.expect("written");
+        producer.write_alone(&topic, &value(), deadline).await.expect("written");
         mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("gone");
         // librdkafka believes it after `topic.metadata.propagation.max.ms`.
         tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -456,7 +573,7 @@ mod tests {
         let refused = send(&producer.client(), &topic, &value()).err();
         assert_eq!(refused, Some(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic)), "before it is sent");
         assert!(producer.knows(&topic));
-        let refused = producer.write(&topic, &value(), within(300)).await.expect_err("gone");
+        let refused = producer.write_alone(&topic, &value(), within(300)).await.expect_err("gone");
         assert_eq!(refused.code(), Code::TopicNotFound);
         assert!(!producer.knows(&topic));
         // It believes as slowly that the same topic is back. (One that was made again has another id, and no such wait.)
@@ -464,7 +581,7 @@ mod tests {
         // The cache says yes, librdkafka says no, the cluster says yes.
         producer.topics.note(&topic, 1);
         mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).expect("back");
-        producer.write(&topic, &value(), deadline).await.expect("written");
+        producer.write_alone(&topic, &value(), deadline).await.expect("written");
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -473,7 +590,7 @@ mod tests {
         let (producer, topic, _) = on(&mock).await;
         mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).expect("not yet");
         let record = value();
-        let (written, ()) = tokio::join!(producer.write(&topic, &record, within(3000)), async {
+        let (written, ()) = tokio::join!(producer.write_alone(&topic, &record, within(3000)), async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             mock.topic_error("t", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).expect("there");
         });

@@ -54,6 +54,7 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
     tokio::try_join!(
         create_topic(stack, "demo"),
         gateway.answers("POST", "/kafka/producer/produce"),
+        gateway.answers("POST", "/kafka/producer/produce/batch"),
         gateway.answers("GET", "/kafka/consumer/consume"),
         gateway.answers("POST", "/kafka/consumer/acknowledge"),
         gateway.answers("POST", "/kafka/consumer/seek"),

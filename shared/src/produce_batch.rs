@@ -1,0 +1,182 @@
+//! `POST /kafka/producer/produce/batch`: up to 1000 records over any topics, each with a result of its own.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::auth::{May, Write};
+use crate::config::Config;
+use crate::errors::{BoxError, Code, Error};
+use crate::http::{Call, Endpoint, Reply, Route, problem};
+use crate::incoming::{self, Incoming};
+use crate::kafka::producer::Receipt;
+use crate::names::TopicName;
+use crate::record;
+use crate::telemetry;
+use crate::writer::{Wanted, Writer};
+
+/// The most records of a batch.
+const MAX_RECORDS: usize = 1000;
+
+/// The most bytes of a record's `id`, as it was sent: it comes back in the answer, which has a limit too.
+const MAX_ID_BYTES: usize = 256;
+
+/// The endpoint, and what a warm sandbox keeps for it.
+#[derive(Debug)]
+pub struct ProduceBatch(Writer);
+
+impl Endpoint for ProduceBatch {
+    const FUNCTION: &'static str = "produce-batch";
+    const ROUTES: &'static [Route] = &[("POST", "/kafka/producer/produce/batch")];
+    type Permission = May<Write>;
+
+    async fn start(config: &Config) -> Result<Self, BoxError> {
+        Writer::start(config).await.map(Self)
+    }
+
+    async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {
+        call.request.query(&[])?;
+        let body = call.request.json_body()?;
+        let batch = Batch::read(&body)?;
+        let read = batch.records.iter().map(|json| read(json, batch.topic.as_ref(), may));
+        let (ids, wanted): (Vec<_>, Vec<_>) = read.unzip();
+        let only = only_topic(&wanted);
+        if let Some(topic) = &only {
+            call.on_topic(topic);
+        }
+        let results = self.0.write(&wanted, call).await;
+        if only.is_some_and(|topic| self.0.knows(&topic)) {
+            call.topic_exists();
+        }
+        answer(&ids, &wanted, &results)
+    }
+
+    async fn stop(&self) {
+        self.0.stop().await;
+    }
+}
+
+/// A request's body.
+struct Batch<'a> {
+    /// Of the records that name none.
+    topic: Option<TopicName>,
+    records: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    #[serde(borrow, default, deserialize_with = "record::present")]
+    topic: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    records: Option<&'a RawValue>,
+}
+
+impl<'a> Batch<'a> {
+    fn read(json: &'a [u8]) -> Result<Self, Error> {
+        let members: Members<'_> = record::body(json)?;
+        let topic = members.topic.map(incoming::parse_topic).transpose()?;
+        let records = members.records.ok_or_else(|| Error::new(Code::MissingParameter, "records: is required"))?;
+        let records: Vec<&RawValue> = serde_json::from_str(records.get()).unwrap_or_default();
+        if records.is_empty() || records.len() > MAX_RECORDS {
+            let detail = format!(
+                "records: must be an array of 1 to {MAX_RECORDS} records; Lambda takes requests of 6 MB at the most"
+            );
+            return Err(Error::new(Code::InvalidParameter, detail));
+        }
+        Ok(Self { topic, records })
+    }
+}
+
+/// A record's `id`, and the record, if it is well-formed and its caller may write it.
+fn read<'a>(
+    json: &'a RawValue,
+    default: Option<&TopicName>,
+    may: &May<Write>,
+) -> (Option<&'a RawValue>, Result<Wanted<'a>, Error>) {
+    /// Whatever else there may be.
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow, default)]
+        id: Option<&'a RawValue>,
+    }
+    let id = record::object(json).ok().and_then(|Named { id }| id);
+    let legal = |id: &&RawValue| {
+        id.get().len() <= MAX_ID_BYTES
+            && id.get().starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit())
+    };
+    if id.is_some_and(|id| !legal(&id)) {
+        let detail = format!("id: must be a string or a number of at most {MAX_ID_BYTES} bytes");
+        return (None, Err(Error::new(Code::InvalidParameter, detail)));
+    }
+    let read = Incoming::read_in_batch(json, default);
+    (id, read.and_then(|incoming| Ok((may.on(incoming.topic().clone())?, incoming))))
+}
+
+/// The topic of all the records that have one, if it is the same.
+fn only_topic(wanted: &[Result<Wanted<'_>, Error>]) -> Option<TopicName> {
+    let mut topics = wanted.iter().flatten().map(|(to, _)| to.topic());
+    let first = topics.next()?;
+    topics.all(|topic| topic == first).then(|| first.clone())
+}
+
+/// One of the answer's results.
+#[derive(Serialize)]
+struct Item<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a RawValue>,
+    #[serde(flatten)]
+    outcome: Outcome<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Outcome<'a> {
+    Written { status: u16, topic: &'a str, partition: i32, offset: i64, timestamp: i64 },
+    Failed(Map<String, Value>),
+}
+
+/// 200 where all records were written; where all failed for one reason, that error; otherwise 207.
+fn answer(
+    ids: &[Option<&RawValue>],
+    wanted: &[Result<Wanted<'_>, Error>],
+    results: &[Result<Receipt, Error>],
+) -> Result<Reply, Error> {
+    let item = |(index, result): (usize, &Result<Receipt, Error>)| Item {
+        index,
+        id: ids[index],
+        outcome: match (&wanted[index], result) {
+            (Ok((to, _)), Ok(Receipt { partition, offset, timestamp })) => Outcome::Written {
+                status: 200,
+                topic: to.topic().as_str(),
+                partition: *partition,
+                offset: *offset,
+                timestamp: *timestamp,
+            },
+            (Err(error), _) | (_, Err(error)) => Outcome::Failed(problem::members(error)),
+        },
+    };
+    let items: Vec<Item<'_>> = results.iter().enumerate().map(item).collect();
+    let errors: Vec<&Error> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    match errors.first() {
+        Some(first) if errors.len() == results.len() && errors.iter().all(|error| error.code() == first.code()) => {
+            let items = serde_json::to_value(items).map_err(Error::internal)?;
+            let unknown = errors.iter().any(|error| error.members().get("outcome").is_some_and(|it| it == "unknown"));
+            let error = Error::new(first.code(), format!("No record was written. {}", first.detail()));
+            let error = error.source((*first).clone()).with("results", items);
+            Err(if unknown { error.with("outcome", "unknown") } else { error })
+        }
+        first => {
+            telemetry::records_failed(&errors);
+            let status = if first.is_some() { 207 } else { 200 };
+            let body = serde_json::to_string(&Body { results: items }).map_err(Error::internal)?;
+            Ok(Reply::json(status, body))
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    results: Vec<Item<'a>>,
+}

@@ -1,0 +1,131 @@
+//! The way of records into Kafka, one for `produce` and for batches: encoded, or kept as dead letters where they do not
+//! fit; written; counted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+
+use crate::auth::{Authorized, Write};
+use crate::config::Config;
+use crate::deadline::Deadline;
+use crate::errors::{BoxError, Code, Error};
+use crate::http::Call;
+use crate::http::request::Request;
+use crate::incoming::Incoming;
+use crate::kafka::producer::{NewRecord, Producer, Receipt};
+use crate::metrics::{self, Direction};
+use crate::names::TopicName;
+use crate::on_invalid::OnInvalid;
+use crate::schema::Schemas;
+
+/// How many records are encoded at the same time, which matters where the schema registry is waited for.
+const ABREAST: usize = 16;
+
+/// A record, and that the caller may write it.
+pub type Wanted<'a> = (Authorized<Write>, Incoming<'a>);
+
+/// The records of one topic, and their places among all.
+struct OfTopic<'a> {
+    to: &'a Authorized<Write>,
+    places: Vec<usize>,
+    records: Vec<&'a NewRecord>,
+}
+
+/// What a warm sandbox keeps for writing.
+#[derive(Debug)]
+pub struct Writer {
+    producer: Producer,
+    schemas: Schemas,
+    on_invalid: OnInvalid,
+}
+
+impl Writer {
+    /// Makes the producer. Runs in Lambda's init phase.
+    pub async fn start(config: &Config) -> Result<Self, BoxError> {
+        Ok(Self {
+            producer: Producer::start(&config.kafka, config.request_timeout).await?,
+            schemas: Schemas::new(&config.schemas),
+            on_invalid: OnInvalid::new(config),
+        })
+    }
+
+    /// Writes each record for itself, and those of a topic in their order: what became of each. What cannot be written
+    /// stays the error that it is.
+    pub async fn write(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<Receipt, Error>> {
+        let encoded = self.encode(wanted, call).await;
+        let mut topics: BTreeMap<&TopicName, OfTopic<'_>> = BTreeMap::new();
+        for (place, record) in encoded.iter().enumerate() {
+            if let (Ok((to, _)), Ok(record)) = (&wanted[place], record) {
+                let of_topic = topics.entry(to.topic());
+                let of_topic = of_topic.or_insert_with(|| OfTopic { to, places: Vec::new(), records: Vec::new() });
+                of_topic.places.push(place);
+                of_topic.records.push(record);
+            }
+        }
+        // A topic that makes its records wait makes no others wait.
+        let written = join_all(topics.into_values().map(async |OfTopic { to, places, records }| {
+            let results = self.producer.produce(to, &records, call.deadline).await;
+            self.count(to.topic(), &records, &results);
+            places.into_iter().zip(results).collect::<Vec<_>>()
+        }));
+        let mut written: HashMap<usize, _> = written.await.into_iter().flatten().collect();
+        let result = |(index, encoded): (usize, Result<NewRecord, Error>)| {
+            encoded
+                .and_then(|_| written.remove(&index).unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
+        };
+        encoded.into_iter().enumerate().map(result).collect()
+    }
+
+    /// Whether the topic was seen to exist.
+    pub fn knows(&self, topic: &TopicName) -> bool {
+        self.producer.knows(topic)
+    }
+
+    /// Sends what is still on its way, at SIGTERM.
+    pub async fn stop(&self) {
+        self.producer.flush(std::time::Duration::from_millis(250)).await;
+    }
+
+    async fn encode(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<NewRecord, Error>> {
+        // What the registry is slow to say of one record leaves half of the time to the others.
+        let deadline = call.deadline.within(call.deadline.left() / 2);
+        let mut encoding = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            encoding.push(self.encode_one(wanted, &call.request, deadline));
+        }
+        stream::iter(encoding).buffered(ABREAST).collect().await
+    }
+
+    async fn encode_one(
+        &self,
+        wanted: &Result<Wanted<'_>, Error>,
+        request: &Request,
+        deadline: Deadline,
+    ) -> Result<NewRecord, Error> {
+        let (to, incoming) = wanted.as_ref().map_err(Clone::clone)?;
+        match incoming.encode(&self.schemas, request, deadline).await {
+            Err(error) if error.code() == Code::SchemaValidationFailed => {
+                let sent = incoming.as_sent(request)?;
+                Err(self.on_invalid.keep(&self.producer, to, sent, error, deadline).await)
+            }
+            encoded => encoded,
+        }
+    }
+
+    /// Only what a topic that exists was sent.
+    fn count(&self, topic: &TopicName, records: &[&NewRecord], results: &[Result<Receipt, Error>]) {
+        if !self.producer.knows(topic) {
+            return;
+        }
+        let passed = records.iter().zip(results).filter(|(_, result)| result.is_ok());
+        let (passed, bytes) = passed.fold((0, 0), |(count, bytes), (record, _)| (count + 1, bytes + record.bytes()));
+        let failed = results.len() as u64 - passed;
+        if passed > 0 {
+            metrics::records_passed(Direction::Produce, topic, passed, bytes);
+        }
+        if failed > 0 {
+            metrics::records_failed(Direction::Produce, topic, failed);
+        }
+    }
+}
