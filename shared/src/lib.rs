@@ -25,6 +25,7 @@ pub mod app;
 pub mod auth;
 pub mod config;
 pub mod consume;
+pub mod consume_batch;
 pub mod deadline;
 pub mod dlq;
 pub mod errors;

@@ -5,11 +5,14 @@ use std::time::Duration;
 use crate::errors::Error;
 use crate::http::Response;
 use crate::http::request::Query;
-use crate::record::{self, Format, Formats, Record};
+use crate::record::{self, Format, Formats, Origin, Record};
 use crate::schema::Rendering;
 
 /// The ceiling for `max_bytes`: Lambda's limit for an answer is 6 MB, and what is not counted here must fit as well.
 const MAX_BYTES: usize = 6_000_000;
+
+/// The ceiling for `limit`.
+pub const MAX_RECORDS: usize = 1000;
 
 /// What a caller asks of an answer with records.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +32,7 @@ impl Wanted {
     pub fn read(query: &Query<'_>) -> Result<Self, Error> {
         let format = query.choice("format", Format::Auto, Format::WORDS)?;
         Ok(Self {
-            limit: query.number("limit", 100, 1..=1000)?,
+            limit: query.number("limit", 100, 1..=MAX_RECORDS)?,
             timeout: Duration::from_millis(query.number("timeout_ms", 1000, 0..=25_000)?),
             max_bytes: query.number("max_bytes", MAX_BYTES, 1..=MAX_BYTES)?,
             formats: Formats {
@@ -48,12 +51,13 @@ pub fn budget(max_bytes: usize, rest: usize) -> usize {
 /// How many of `records` one answer takes, rendered: at most `limit`, at most `budget` of weight.
 pub fn choose<'a>(
     records: impl IntoIterator<Item = &'a Record>,
-    partition: i32,
+    origin: impl Into<Origin>,
     rendering: &Rendering,
     attempt: impl Fn(i64) -> Option<u32>,
     limit: usize,
     budget: usize,
 ) -> Vec<String> {
+    let origin = origin.into();
     let mut left = budget;
     let mut chosen = Vec::new();
     for record in records.into_iter().take(limit) {
@@ -61,7 +65,7 @@ pub fn choose<'a>(
         if record.bytes() > left {
             break;
         }
-        let message = record::encode(record, partition, rendering, attempt(record.offset));
+        let message = record::encode(record, &origin, rendering, attempt(record.offset));
         let Some(rest) = left.checked_sub(record::weight(&message) + 1) else { break };
         left = rest;
         chosen.push(message);

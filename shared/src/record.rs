@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::errors::{Code, Error};
+use crate::names::TopicName;
 use crate::schema::{Kind, Rendering};
 
 /// `key_format`, `value_format`, `format`.
@@ -233,12 +234,33 @@ pub struct Formats {
     pub value: Format,
 }
 
+/// Where an answer says that a record comes from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The topic, if the answer may have records of several.
+    pub topic: Option<TopicName>,
+    /// The partition.
+    pub partition: i32,
+}
+
+impl From<i32> for Origin {
+    fn from(partition: i32) -> Self {
+        Self { topic: None, partition }
+    }
+}
+
 /// Renders a record as one member of `messages`. `attempt` counts its deliveries under leases, this one included.
 /// How, and with which schemas, says [`Schemas::rendering`](crate::schema::Schemas::rendering).
-pub fn encode(record: &Record, partition: i32, rendering: &Rendering, attempt: Option<u32>) -> String {
+pub fn encode(record: &Record, origin: &Origin, rendering: &Rendering, attempt: Option<u32>) -> String {
     let mut out = String::with_capacity(96 + record.bytes() * 5 / 4);
-    out.push_str("{\"partition\":");
-    out.push_str(&partition.to_string());
+    out.push('{');
+    if let Some(topic) = &origin.topic {
+        out.push_str("\"topic\":");
+        push_json(&mut out, topic.as_str());
+        out.push(',');
+    }
+    out.push_str("\"partition\":");
+    out.push_str(&origin.partition.to_string());
     out.push_str(",\"offset\":");
     out.push_str(&record.offset.to_string());
     out.push_str(",\"timestamp\":");
@@ -429,8 +451,13 @@ mod tests {
 
     fn shown(value: &[u8], format: Format) -> Value {
         let record = Record { offset: 7, timestamp: 1, key: None, value: Some(value.to_vec()), headers: vec![] };
-        serde_json::from_str(&encode(&record, 3, &Rendering::plain(Formats { key: format, value: format }), None))
-            .expect("JSON")
+        serde_json::from_str(&encode(
+            &record,
+            &3.into(),
+            &Rendering::plain(Formats { key: format, value: format }),
+            None,
+        ))
+        .expect("JSON")
     }
 
     #[test]
@@ -468,7 +495,7 @@ mod tests {
         for value in ["\u{1}".repeat(1000), "\"".repeat(1000), "\\".repeat(1000), "\n".repeat(1000)] {
             let record =
                 Record { offset: 0, timestamp: 0, key: None, value: Some(value.into_bytes()), headers: vec![] };
-            let json = encode(&record, 0, &Rendering::plain(Formats::default()), None);
+            let json = encode(&record, &0.into(), &Rendering::plain(Formats::default()), None);
             assert!(json.contains("\"value_encoding\":\"base64\""));
             // The weight is what the runtime really sends: the body as a JSON string.
             assert_eq!(weight(&json) + 2, Value::from(json.clone()).to_string().len());

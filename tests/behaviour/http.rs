@@ -557,7 +557,7 @@ async fn the_caller_s_trace_goes_into_the_record_unless_the_record_has_one() {
 }
 
 /// Texts and bytes that weigh more in an answer than they are long.
-fn nasty(size: usize) -> Vec<Vec<u8>> {
+pub(crate) fn nasty(size: usize) -> Vec<Vec<u8>> {
     let fill = |unit: &[u8]| unit.iter().copied().cycle().take(size / unit.len() * unit.len()).collect::<Vec<u8>>();
     vec![
         fill(b"\""),
@@ -577,7 +577,7 @@ fn nasty(size: usize) -> Vec<Vec<u8>> {
 }
 
 /// What the function posts: its answer, as JSON.
-fn posted(response: &Value) -> usize {
+pub(crate) fn posted(response: &Value) -> usize {
     response.to_string().len()
 }
 

@@ -9,6 +9,7 @@ mod adversity;
 mod batch;
 mod cluster;
 mod consume;
+mod consume_batch;
 mod dashboards;
 mod faults;
 mod http;

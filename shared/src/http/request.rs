@@ -92,7 +92,7 @@ impl Request {
     pub fn query(&self, known: &[&str]) -> Result<Query<'_>, Error> {
         let raw = &self.event.raw_query_string;
         decoded(raw, "The query")?;
-        let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
+        let mut pairs: Vec<(Cow<'_, str>, Given<'_>)> = Vec::new();
         for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
             let Some(known) = known.iter().find(|known| **known == name) else {
                 return Err(Error::new(Code::InvalidParameter, "The query holds a parameter that is not known here")
@@ -101,7 +101,7 @@ impl Request {
             if pairs.iter().any(|(seen, _)| *seen == name) {
                 return Err(Error::new(Code::InvalidParameter, format!("{known}: is given more than once")));
             }
-            pairs.push((name, value));
+            pairs.push((name, Given::Text(value)));
         }
         Ok(Query(pairs))
     }
@@ -133,14 +133,54 @@ fn is_json_suffix(essence: &str) -> bool {
         .is_some_and(|(kind, subtype)| !kind.is_empty() && subtype.len() > 5 && subtype.ends_with("+json"))
 }
 
-/// The parameters of a query, each at most once and each known.
+/// The parameters of a query, each at most once and each known; or members of a body, which are read in the same way.
 #[derive(Debug)]
-pub struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub struct Query<'a>(Vec<(Cow<'a, str>, Given<'a>)>);
+
+/// What was given for a parameter.
+#[derive(Debug)]
+enum Given<'a> {
+    /// Text of a URL, whatever it stands for.
+    Text(Cow<'a, str>),
+    /// JSON, where numbers and words are not the same.
+    Json(Value),
+}
+
+impl Given<'_> {
+    fn word(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Json(json) => json.as_str(),
+        }
+    }
+
+    fn number(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Json(json) => json.as_number().map(|number| number.to_string().into()),
+        }
+    }
+}
 
 impl Query<'_> {
+    /// Members of a JSON body that are like parameters of a query; null is as good as absent.
+    pub fn of_members(members: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Self {
+        let given = members.into_iter().filter_map(|(name, value)| Some((name.into(), Given::Json(value?))));
+        Self(given.collect())
+    }
+
+    fn given(&self, name: &str) -> Option<&Given<'_>> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, given)| given)
+    }
+
     /// A parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+        self.given(name).and_then(Given::word)
+    }
+
+    /// Whether a parameter is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.given(name).is_some()
     }
 
     /// A parameter that must be there.
@@ -153,9 +193,10 @@ impl Query<'_> {
     where
         T: PartialOrd + Display + FromStr,
     {
-        let Some(text) = self.get(name) else { return Ok(default) };
+        let Some(given) = self.given(name) else { return Ok(default) };
         // `usize::from_str` would take a leading plus.
-        let number = if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None };
+        let digits = given.number().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let number = digits.and_then(|text| text.parse().ok());
         number.filter(|number| bounds.contains(number)).ok_or_else(|| {
             Error::new(
                 Code::InvalidParameter,
@@ -166,7 +207,7 @@ impl Query<'_> {
 
     /// One of a few words.
     pub fn choice<T: Copy>(&self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, Error> {
-        self.get(name).map_or(Ok(default), |word| one_of(name, Some(word), choices))
+        self.given(name).map_or(Ok(default), |given| one_of(name, given.word(), choices))
     }
 }
 
@@ -235,6 +276,22 @@ mod tests {
             assert_eq!(request.path(), "");
             assert!(request.json_body().expect("none is JSON").is_empty());
         }
+    }
+
+    #[test]
+    fn members_of_a_body_are_read_like_a_query_but_for_their_types() {
+        let of = |json: Value| Query::of_members([("limit", Some(json))]);
+        let number = |json: Value| of(json).number("limit", 7, 1..=1000_usize).map_err(|error| error.code());
+        assert_eq!(number(serde_json::json!(5)), Ok(5));
+        for json in ["5", "5.0", "1e2", "-1", "0", "1001", "99999999999999999999999", "\"5\"", "true", "[5]", "{}"] {
+            let json = serde_json::from_str(json).expect("JSON");
+            let fits = json == 5;
+            assert_eq!(number(json).is_ok(), fits);
+        }
+        let choice = |json: Value| of(json).choice("limit", 0, &[("1", 1), ("auto", 2)]).map_err(|error| error.code());
+        assert_eq!(choice("auto".into()), Ok(2));
+        assert_eq!((choice(1.into()), choice("x".into())), (Err(Code::InvalidParameter), Err(Code::InvalidParameter)));
+        assert!(of(Value::Bool(false)).has("limit") && !Query::of_members([("limit", None)]).has("limit"));
     }
 
     #[test]

@@ -212,14 +212,15 @@ impl Consumers {
         }
     }
 
-    /// A partition that this sandbox has a claim on, with so many records fetched and not handed out: also from where to
-    /// where. Of several, the one used longest ago. None, if it is time to look at all partitions.
-    pub fn at_hand(&self, of: &Authorized<Read>, count: usize) -> Option<(i32, i64, i64)> {
+    /// A partition of one of these topics that this sandbox has a claim on, with so many records fetched and not handed
+    /// out: which one (the topic's index, the partition), from where to where. Of several, the one used longest ago. None,
+    /// if it is time to look at all partitions.
+    pub fn at_hand(&self, of: &[&Authorized<Read>], count: usize) -> Option<((usize, i32), i64, i64)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let ours = slots.iter().rev().filter(|((group, topic, _), _)| group == of.group() && topic == of.topic());
-        for ((_, _, partition), slot) in ours {
-            match slot.try_lock().map_or(AtHand::Nothing, |mut slot| slot.at_hand(count)) {
-                AtHand::Records(from, next) => return Some((*partition, from, next)),
+        for ((group, topic, partition), slot) in slots.iter().rev() {
+            let Some(index) = of.iter().position(|of| group == of.group() && topic == of.topic()) else { continue };
+            match slot.try_lock().map_or(AtHand::Nothing, |mut slot| slot.at_hand(count, of.len())) {
+                AtHand::Records(from, next) => return Some(((index, *partition), from, next)),
                 AtHand::Others => return None,
                 AtHand::Nothing => {}
             }

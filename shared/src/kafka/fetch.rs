@@ -35,7 +35,7 @@ const AHEAD: usize = 4;
 const AHEAD_RECORDS: usize = 4_000;
 
 /// How many calls take what was fetched ahead before it is time for a look at the other partitions.
-const AT_HAND: u32 = 4;
+const AT_HAND: usize = 4;
 
 /// The longest pause within one partition's records before what is there is taken.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -64,7 +64,7 @@ pub struct Window {
     /// How many times what a call needs is kept.
     ahead: usize,
     /// How often in a row it was at hand.
-    at_hand: u32,
+    at_hand: usize,
 }
 
 /// Whether a call can go on with what a window holds.
@@ -138,12 +138,13 @@ impl Window {
         self.start == from && now_ms().abs_diff(self.filled_ms) < KEEP_MS
     }
 
-    /// Whether a call for `count` records can go on with what is there.
-    pub fn at_hand(&mut self, count: usize) -> AtHand {
+    /// Whether a call for `count` records can go on with what is there: with several topics sooner not, as the others wait
+    /// for their turn as well.
+    pub fn at_hand(&mut self, count: usize, topics: usize) -> AtHand {
         if self.records.len() < count || !self.covers(self.start) {
             return AtHand::Nothing;
         }
-        if self.at_hand == AT_HAND {
+        if self.at_hand >= AT_HAND / topics {
             self.at_hand = 0;
             return AtHand::Others;
         }

@@ -22,6 +22,9 @@ use crate::config::KafkaConfig;
 use crate::errors::{Code, Error};
 use crate::names::{GroupId, TopicName};
 
+/// How many topics are asked about at the same time.
+const ABREAST: usize = 8;
+
 /// A partition of a topic.
 pub type Place<'a> = (&'a TopicName, i32);
 
@@ -106,13 +109,30 @@ impl Group {
     ///
     /// It also makes the partitions' leaders known: a consumer that is assigned before it knows them waits a second.
     pub fn partitions(&self, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
-        if let Some(partitions) = self.topics.partitions(topic) {
-            return Ok(partitions);
+        let counted = self.partitions_of_each(&[topic], Instant::now() + patience).pop();
+        counted.unwrap_or_else(|| Err(Error::internal("a topic was not counted")))
+    }
+
+    /// The same for several topics, in their order, side by side.
+    pub fn partitions_of_each(&self, topics: &[&TopicName], until: Instant) -> Vec<Result<i32, Error>> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let mut counts: Vec<_> = topics.iter().map(|topic| self.topics.partitions(topic).map(Ok)).collect();
+        if let Some(first) = topics.first().filter(|_| counts.iter().all(Option::is_none)) {
+            client::connect(self.consumer.client(), first, 0, left());
         }
-        let begun = Instant::now();
-        client::connect(self.consumer.client(), topic, 0, patience);
-        let left = patience.saturating_sub(begun.elapsed());
-        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), left).map_err(unreachable)?;
+        let mut unknown: Vec<_> = topics.iter().zip(&mut counts).filter(|(_, count)| count.is_none()).collect();
+        for some in unknown.chunks_mut(ABREAST) {
+            std::thread::scope(|scope| {
+                for (topic, count) in some {
+                    scope.spawn(|| **count = Some(self.count(topic, left())));
+                }
+            });
+        }
+        counts.into_iter().flatten().collect()
+    }
+
+    fn count(&self, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
+        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
         let partitions = partitions_of(&metadata, topic)?;
         self.topics.note(topic, partitions);
         Ok(partitions)

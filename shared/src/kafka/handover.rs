@@ -164,9 +164,10 @@ impl Slot {
         self.hint
     }
 
-    /// Whether a call for `count` records can go on here, with the claim that it has, without a look around.
-    pub fn at_hand(&mut self, count: usize) -> AtHand {
-        if self.claim.is_some() { self.window.at_hand(count) } else { AtHand::Nothing }
+    /// Whether a call for `count` records, of so many topics, can go on here, with the claim that it has, without a look
+    /// around.
+    pub fn at_hand(&mut self, count: usize, topics: usize) -> AtHand {
+        if self.claim.is_some() { self.window.at_hand(count, topics) } else { AtHand::Nothing }
     }
 
     /// Ends a transaction that a dead function has left open: until then, nobody can read the position. Blocks.

@@ -56,6 +56,7 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("POST", "/kafka/producer/produce/batch"),
         gateway.answers("GET", "/kafka/consumer/consume"),
+        gateway.answers("POST", "/kafka/consumer/consume/batch"),
         gateway.answers("POST", "/kafka/consumer/acknowledge"),
         gateway.answers("POST", "/kafka/consumer/seek"),
         gateway.answers("GET", "/kafka/consumer/lag"),
