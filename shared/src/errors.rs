@@ -75,6 +75,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, 415, "The content type is not supported";
     /// Ordinary members of the consumer group are alive.
     GroupInUse = "group_in_use", 409, 409, "The consumer group has live members";
+    /// A topic of this name exists already.
+    TopicExists = "topic_exists", 409, 40002, "The topic exists already";
     /// The lease is over.
     LeaseLost = "lease_lost", 409, 409, "The lease is lost";
     /// The record is well-formed JSON, but cannot become a Kafka record.
@@ -121,6 +123,7 @@ impl Code {
             | Self::MethodNotAllowed
             | Self::RecordTooLarge
             | Self::UnsupportedMediaType
+            | Self::TopicExists
             | Self::LeaseLost
             | Self::UnprocessableRecord
             | Self::SchemaValidationFailed

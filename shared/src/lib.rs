@@ -31,6 +31,7 @@ pub mod dlq;
 pub mod errors;
 #[cfg(test)]
 mod fake_server;
+pub mod fetch;
 pub mod http;
 pub mod incoming;
 pub mod kafka;
@@ -49,4 +50,5 @@ pub mod runtime_api;
 pub mod schema;
 pub mod seek;
 pub mod telemetry;
+pub mod topics;
 pub mod writer;

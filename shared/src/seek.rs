@@ -14,7 +14,7 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route};
 use crate::kafka::consumers::{Consumers, Decided, blocking};
 use crate::kafka::decide::Intent;
-use crate::kafka::group::{Group, places};
+use crate::kafka::group::{Group, out_of_range, places};
 use crate::names::{GroupId, TopicName};
 use crate::record;
 
@@ -187,8 +187,7 @@ fn within(offset: i64, start: i64, end: i64) -> Result<i64, Error> {
     if (start..=end).contains(&offset) {
         return Ok(offset);
     }
-    let detail = format!("The offset is outside of the log, which goes from {start} to {end}");
-    Err(Error::new(Code::OffsetOutOfRange, detail).with("start", start).with("end", end))
+    Err(out_of_range(start, end))
 }
 
 #[cfg(test)]

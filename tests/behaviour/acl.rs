@@ -13,7 +13,7 @@ const LAG: &str = "/kafka/consumer/lag";
 const SEEK: &str = "/kafka/consumer/seek";
 
 /// Makes a user with these grants; its name. Its password is its name.
-async fn user(grants: Vec<&[&str]>) -> String {
+pub(crate) async fn user(grants: Vec<&[&str]>) -> String {
     let (secured, name) = (secured().await, unique("user"));
     let principal = format!("User:{name}");
     secured.user("SCRAM-SHA-512", &name, &name).await;

@@ -77,7 +77,7 @@ impl Answer {
         Self {
             status: response["statusCode"].as_u64().expect("a status"),
             headers: response["headers"].clone(),
-            body: serde_json::from_slice(&bytes).expect("a JSON body"),
+            body: if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).expect("a JSON body") },
         }
     }
 

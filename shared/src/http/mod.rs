@@ -113,8 +113,8 @@ impl Call {
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// The body's type.
-    pub content_type: &'static str,
+    /// The body's type, unless there is no body.
+    pub content_type: Option<&'static str>,
     /// The body, always text.
     pub body: String,
     /// `WWW-Authenticate`, for 401.
@@ -128,7 +128,13 @@ pub struct Reply {
 impl Reply {
     /// A JSON answer.
     pub fn json(status: u16, body: String) -> Self {
-        Self { status, content_type: "application/json", body, www_authenticate: None, retry_after: None, allow: None }
+        let content_type = Some("application/json");
+        Self { status, content_type, body, www_authenticate: None, retry_after: None, allow: None }
+    }
+
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Self {
+        Self { content_type: None, ..Self::json(status, String::new()) }
     }
 }
 
@@ -150,7 +156,7 @@ struct Empty {}
 
 #[derive(Debug)]
 struct Headers {
-    content_type: &'static str,
+    content_type: Option<&'static str>,
     www_authenticate: Option<&'static str>,
     retry_after: Option<Duration>,
     allow: Option<String>,
@@ -160,7 +166,9 @@ struct Headers {
 impl Serialize for Headers {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("content-type", self.content_type)?;
+        if let Some(content_type) = self.content_type {
+            map.serialize_entry("content-type", content_type)?;
+        }
         // On everything: an answer is for one caller and one moment.
         map.serialize_entry("cache-control", "no-store")?;
         map.serialize_entry("x-content-type-options", "nosniff")?;

@@ -30,7 +30,7 @@ pub fn reply(error: &Error, request_id: &str) -> Reply {
     let (code, mut body) = (error.code(), members(error));
     body.insert("request_id".into(), request_id.into());
     let mut reply = Reply::json(code.status(), Value::Object(body).to_string());
-    reply.content_type = "application/problem+json";
+    reply.content_type = Some("application/problem+json");
     reply.www_authenticate = challenge(code);
     reply.retry_after = code.retry_after();
     if code == Code::MethodNotAllowed {

@@ -73,6 +73,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What is taken for true where no broker was asked: for clients that commit nothing.
+    pub fn unasked() -> Self {
+        Self::of(|_| None)
+    }
+
     /// From a broker's settings; what it does not say is taken to be Kafka's default.
     fn of<'a>(setting: impl Fn(&str) -> Option<&'a str>) -> Self {
         let minutes = setting("offsets.retention.minutes").and_then(|minutes| minutes.parse::<u32>().ok());

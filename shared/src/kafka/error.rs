@@ -21,6 +21,7 @@ pub fn classify(code: RDKafkaErrorCode) -> (Code, &'static str) {
         K::InvalidPartitions | K::InvalidConfig | K::PolicyViolation => {
             (Code::InvalidParameter, "Kafka refuses the topic's settings")
         }
+        K::TopicAlreadyExists => (Code::TopicExists, "A topic of this name exists already"),
         K::MessageSizeTooLarge | K::MessageBatchTooLarge => {
             (Code::RecordTooLarge, "The record is larger than the topic allows (max.message.bytes)")
         }
@@ -199,7 +200,8 @@ mod tests {
             | K::DelegationTokenAuthorizationFailed
             | K::TopicDeletionDisabled => 403,
             K::UnknownTopic | K::UnknownTopicOrPartition | K::UnknownTopicId | K::UnknownPartition => 404,
-            K::UnknownMemberId
+            K::TopicAlreadyExists
+            | K::UnknownMemberId
             | K::IllegalGeneration
             | K::RebalanceInProgress
             | K::InconsistentGroupProtocol
@@ -254,7 +256,6 @@ mod tests {
             | K::InvalidSessionTimeout
             | K::InvalidCommitOffsetSize
             | K::UnsupportedVersion
-            | K::TopicAlreadyExists
             | K::InvalidReplicaAssignment
             | K::InvalidRequest
             | K::UnsupportedForMessageFormat

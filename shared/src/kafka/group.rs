@@ -245,12 +245,24 @@ impl Group {
             return Ok(Vec::new());
         }
         let asked = list(places, which)?;
-        let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable)?;
-        Ok(each(&read, places, |element| match element.offset() {
+        // Where one leader is away, librdkafka may fail the question as a whole.
+        let leaderless = |error: Error| {
+            if error.code() != Code::PartitionNotFound {
+                return error;
+            }
+            // It calls a partition so that has no leader, too. That these exist was looked up before, and is again.
+            for (topic, _) in places {
+                self.topics.forget(topic);
+            }
+            Error::new(Code::BrokerUnavailable, "A partition has no leader just now").source(error)
+        };
+        let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable).map_err(leaderless)?;
+        let found = each(&read, places, |element| match element.offset() {
             Offset::Offset(offset) => Ok(Some(offset)),
             Offset::End => Ok(None),
             other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
-        }))
+        });
+        Ok(found.into_iter().map(|offset| offset.map_err(leaderless)).collect())
     }
 
     /// What proves to the coordinator for which group a transaction's offsets are.
@@ -336,6 +348,12 @@ impl Group {
 /// Partitions of one topic, as places.
 pub fn places<'a>(topic: &'a TopicName, partitions: &[i32]) -> Vec<Place<'a>> {
     partitions.iter().map(|&partition| (topic, partition)).collect()
+}
+
+/// `400` for an offset outside of a log that goes from `start` to `end`.
+pub fn out_of_range(start: i64, end: i64) -> Error {
+    let detail = format!("The offset is outside of the log, which goes from {start} to {end}");
+    Error::new(Code::OffsetOutOfRange, detail).with("start", start).with("end", end)
 }
 
 /// A list of partitions, all with one offset.

@@ -1,6 +1,7 @@
 //! Kafka, and nothing else: these modules see proofs of permission, names and bytes, never claims or HTTP.
 
 pub mod brokers;
+pub mod catalogue;
 pub mod claim;
 pub mod client;
 pub mod consumers;
@@ -14,5 +15,6 @@ pub mod keeper;
 pub mod lag;
 pub mod position;
 pub mod producer;
+pub mod reader;
 pub mod retention;
 mod topics;

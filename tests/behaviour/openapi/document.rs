@@ -102,10 +102,11 @@ impl<'a> Operation<'a> {
         self.parameters_of_all().filter_map(with).collect()
     }
 
-    /// The status with which a request is answered, and the answer that the document shows for it.
+    /// The status with which a request is answered, and the answer that the document shows for it: where it shows none, it is
+    /// the one that has no body.
     pub(crate) fn answer_to(&self, example: &str) -> (String, &'a Value) {
         let responses = self.value["responses"].as_object().expect("responses");
-        let found: Vec<_> = responses
+        let mut found: Vec<_> = responses
             .iter()
             .filter_map(|(status, response)| {
                 let mut contents = self.document.resolved(response)["content"].as_object()?.values();
@@ -113,6 +114,10 @@ impl<'a> Operation<'a> {
                 Some((status.clone(), shown.get("value")?))
             })
             .collect();
+        if found.is_empty() {
+            let empty = |response: &Value| self.document.resolved(response).get("content").is_none();
+            found.extend(responses.iter().find(|(_, it)| empty(it)).map(|(status, _)| (status.clone(), &Value::Null)));
+        }
         let [answer] = <[_; 1]>::try_from(found)
             .unwrap_or_else(|found| panic!("{}, example {example}: not one answer, but {found:?}", self.name()));
         answer

@@ -59,7 +59,9 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         gateway.answers("POST", "/kafka/consumer/consume/batch"),
         gateway.answers("POST", "/kafka/consumer/acknowledge"),
         gateway.answers("POST", "/kafka/consumer/seek"),
+        gateway.answers("GET", "/kafka/consumer/fetch"),
         gateway.answers("GET", "/kafka/consumer/lag"),
+        gateway.answers("GET", "/kafka/topics"),
     )?;
     progress("ready");
     println!("{}", instructions(stack, gateway).await?);
