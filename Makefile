@@ -1,6 +1,7 @@
-.PHONY: help dev test test-matrix bench bench-long deploy lint fmt
+.PHONY: help dev test test-matrix bench bench-long package package-check deploy nightly lint fmt
 
 ENV = dev
+export ARCH = x86_64
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## \(.*\)/make \1	\2/p' Makefile
@@ -26,16 +27,27 @@ bench-long: ## the same, and 100,000 calls more to each function, to see that it
 	cargo build --release --workspace --bins
 	target/release/bench --long
 
+package: ## each function's package for Lambda: target/lambda/<function>/bootstrap.zip (ARCH=arm64 for the other processor)
+	.ci/package
+
+package-check: ## what packages ask for, their size, the smoke test with them; one of them is compiled twice, to the same bytes
+	.ci/package
+	.ci/package-check --twice
+
 deploy: ## the stack of ENV (dev, staging or production, see samconfig.toml) on AWS
 	.ci/sam build --config-env $(ENV)
 	.ci/sam deploy --config-env $(ENV)
 
-lint: ## format, clippy, compose.yaml, the AWS template, licences and versions of dependencies
+lint: ## format, clippy, compose.yaml, the AWS template, workflows, licences and versions of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	infra/local/check-compose.sh
 	infra/check
+	$$(.ci/venv check-jsonschema)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.ci/check-dependencies
+
+nightly: ## what .ci/run does and what takes too long for it: all packages, sam build, all versions of Kafka
+	.ci/nightly
 
 fmt: ## format everything
 	cargo fmt --all

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import yaml
 from cfnlint.decode import decode
 from cfnlint.template import Template
 from cfnlint.template.transforms._language_extensions import language_extension
@@ -33,6 +34,12 @@ def same(what, one, other):
     left, right = set(left), set(right)
     check(not left - right, f"{what}: only {name} has {sorted(left - right)}")
     check(not right - left, f"{what}: only {other_name} has {sorted(right - left)}")
+
+
+def within(what, one, other):
+    """The second must hold all that the first does."""
+    (name, left), (other_name, right) = one, other
+    check(set(left) <= set(right), f"{what}: {other_name} has not {sorted(set(left) - set(right))} of {name}")
 
 
 def read(path):
@@ -89,15 +96,30 @@ def routes():
         check(operation["security"]["Fn::If"][0] == "Authorizer", f"{event['Path']} cannot have an authorizer")
 
 
+def code():
+    """The template has the routes of `watch.router` and openapi.yaml, led to the same functions."""
+    router = tomllib.loads(read("Cargo.toml"))["workspace"]["metadata"]["lambda"]["watch"]["router"]
+    watched = {(route["method"], path, route["function"]) for path, routes in router.items() for route in routes}
+    here = {(event["Method"], event["Path"], binaries[name]) for name, event in events}
+    within("routes", ("watch.router", watched), ("the template", here))
+    documented = yaml.safe_load(read("infra/openapi.yaml"))["paths"]
+    documented = {(method.upper(), path) for path, methods in documented.items() for method in methods if method in METHODS}
+    within("routes", ("openapi.yaml", documented), ("the template", {route[:2] for route in here}))
+    folders = {path.name for path in (ROOT / "functions").iterdir() if (path / "Cargo.toml").exists()}
+    within("functions", ("functions/", folders), ("the template", binaries.values()))
+    tried = re.findall(r"^async fn (\w+)\(\) {$", read("tests/behaviour/smoke.rs"), re.MULTILINE)
+    within("functions", ("smoke.rs", tried), ("functions/", {name.replace("-", "_") for name in folders}))
+
+
 def variables():
-    """The template sets every variable of the README's table."""
+    """The template sets what the README's table has."""
     table = read("README.md").split("## Configuration")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
     given = set(template["Globals"]["Function"]["Environment"]["Variables"])
     for function in functions.values():
         given |= set(function.get("Environment", {}).get("Variables", {}))
-    check(documented <= given, f"the template does not set {sorted(documented - given)}")
+    within("variables", ("the README", documented), ("the template", given))
 
 
 def alarms():
@@ -164,7 +186,7 @@ def environments():
         check(config[environment]["deploy"]["parameters"]["stack_name"].endswith(environment), f"{environment}: stack_name")
 
 
-for part in (names, routes, variables, alarms, metrics, dashboard, environments):
+for part in (names, routes, code, variables, alarms, metrics, dashboard, environments):
     part()
 for problem in wrong:
     print(f"infra: {problem}", file=sys.stderr)

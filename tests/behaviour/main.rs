@@ -31,5 +31,6 @@ mod secrets;
 mod security;
 mod seek;
 mod side_by_side;
+mod smoke;
 mod steps;
 mod topics;
