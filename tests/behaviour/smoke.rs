@@ -36,6 +36,14 @@ async fn consume() {
 }
 
 #[tokio::test]
+async fn consume_batch() {
+    let body = json!({ "group_id": unique("group"), "topics": [{ "topic": filled().await }] });
+    let event = Event::post("/kafka/consumer/consume/batch").json(&body);
+    let answer = call(&function("consume-batch").await, event).await;
+    assert_eq!(answer.messages().len(), 5);
+}
+
+#[tokio::test]
 async fn acknowledge() {
     let (topic, group) = (filled().await, unique("group"));
     let leased = consumed(&function("consume").await, &topic, &group, "&ack=manual").await.ok();
@@ -51,6 +59,22 @@ async fn seek() {
     let event = Event::post("/kafka/consumer/seek").json(&body);
     let moved = call(&function("seek").await, event).await.ok();
     assert_eq!(moved["results"][0]["committed"], 5);
+}
+
+#[tokio::test]
+async fn fetch() {
+    let event = Event::get("/kafka/consumer/fetch").query(&format!("topic={}&offset=earliest", filled().await));
+    assert_eq!(call(&function("fetch").await, event).await.messages().len(), 5);
+}
+
+#[tokio::test]
+async fn topics() {
+    let name = unique("topic");
+    let topics = function("topics").await;
+    let event = Event::post("/kafka/topics").json(&json!({ "topic": name, "partitions": 2 }));
+    assert_eq!(call(&topics, event).await.status, 201);
+    let described = call(&topics, Event::get(&format!("/kafka/topics/{name}"))).await.ok();
+    assert_eq!(described["partitions"].as_array().map(Vec::len), Some(2), "{described}");
 }
 
 #[tokio::test]
