@@ -346,6 +346,10 @@ async fn a_topic_that_is_not_there_is_named_and_stops_no_other() {
     let named = |answer: &Answer| {
         let failed = answer.body["failed"].as_array().expect("failures").clone();
         assert_eq!((&failed[0]["status"], &failed[0]["retryable"]), (&json!(404), &json!(false)), "{failed:?}");
+        assert_eq!(
+            (&failed[0]["type"], &failed[0]["error_code"]),
+            (&json!("/problems/topic_not_found"), &json!(40401))
+        );
         failed.iter().map(|it| (it["topic"].clone(), it["code"].clone())).collect::<Vec<_>>()
     };
     // In each answer, whatever was fetched ahead; and in an empty one.
@@ -358,6 +362,13 @@ async fn a_topic_that_is_not_there_is_named_and_stops_no_other() {
     assert_eq!(got, 30);
     let two = batch(&consumer, &[&absent, &there, &more_absent], &group, json!({ "timeout_ms": 0 })).await;
     assert_eq!(named(&two).len(), 2);
+    // More of them than an answer can name: the call says so, and takes nothing.
+    let many: Vec<String> = (0..20).map(|n| format!("{absent}-{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).chain([there.as_str()]).collect();
+    fill(&stack.bootstrap(), &there, 1, 1);
+    let crowded = batch(&consumer, &many, &group, json!({ "max_bytes": 5000 })).await;
+    assert_eq!((crowded.status, crowded.code()), (404, "topic_not_found"));
+    assert_eq!(batch(&consumer, &many, &group, json!({})).await.messages().len(), 1);
     for topics in [&[&absent[..]][..], &[&absent, &more_absent]] {
         let none = batch(&consumer, topics, &group, json!({})).await;
         assert_eq!((none.status, none.code()), (404, "topic_not_found"));

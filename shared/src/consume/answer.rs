@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::look::At;
 use super::session::Session;
 use crate::errors::Error;
-use crate::http::Reply;
+use crate::http::{Reply, problem};
 use crate::messages;
 use crate::metrics::{self, Direction};
 use crate::record::{self, Origin};
@@ -56,7 +56,7 @@ impl Session {
             let until = batches.iter().filter_map(|batch| batch.until).min();
             lease = format!(",\"lease\":{}", self.lease(&partitions, until));
         }
-        let tail = format!("]{lease}{}}}", self.failed(&unseen));
+        let tail = format!("]{lease}{}}}", failed(&unseen));
         Ok(Reply::json(200, messages::body(&self.head(), batches.iter().flat_map(|batch| &batch.messages), &tail)))
     }
 
@@ -85,26 +85,15 @@ impl Session {
         }
     }
 
-    /// What could not be done beside what was, as a member of the body; nothing, if there is nothing.
-    fn failed(&self, unseen: &BTreeMap<usize, Error>) -> String {
-        if unseen.is_empty() {
-            return String::new();
-        }
-        let list = |(topic, error): (&usize, &Error)| {
-            json!({
-                "topic": self.topic((*topic, 0)).as_str(),
-                "status": error.code().status(),
-                "code": error.code().word(),
-                "detail": error.detail(),
-                "retryable": error.code().retryable(),
-            })
-        };
-        format!(",\"failed\":{}", unseen.iter().map(list).collect::<Value>())
+    /// Whether what could not be done would leave no room for what could: then the call fails, as nothing is left out
+    /// in silence.
+    pub(super) fn is_crowded(&self, unseen: &BTreeMap<usize, Error>) -> bool {
+        record::weight(&failed(unseen)) > self.terms.wanted.max_bytes / 2
     }
 
     /// What the records of the answer may weigh, if they are of these topics.
     pub(super) fn budget(&self, topics: impl Iterator<Item = usize>, unseen: &BTreeMap<usize, Error>) -> usize {
-        let mut rest = record::weight(&self.head()) + record::weight(&self.failed(unseen)) + 2;
+        let mut rest = record::weight(&self.head()) + record::weight(&failed(unseen)) + 2;
         if self.terms.manual {
             rest += 2 * record::weight(&self.head()) + LEASE_WEIGHT;
             if self.shown == Topics::Each {
@@ -113,4 +102,13 @@ impl Session {
         }
         messages::budget(self.terms.wanted.max_bytes, rest)
     }
+}
+
+/// What could not be done beside what was, as a member of the body; nothing, if there is nothing.
+fn failed(unseen: &BTreeMap<usize, Error>) -> String {
+    if unseen.is_empty() {
+        return String::new();
+    }
+    let list: Vec<_> = unseen.values().map(problem::members).collect();
+    format!(",\"failed\":{}", Value::from(list))
 }

@@ -202,8 +202,8 @@ impl Session {
 }
 
 impl Learned {
-    /// The error of a call that can see nothing of any topic: rather one that may pass.
-    fn why_unseen(&mut self) -> Error {
+    /// The error of a call that sees too little: rather one that may pass.
+    pub(super) fn why_unseen(&mut self) -> Error {
         let passing = self.unseen.iter().find(|(_, error)| error.code().retryable()).map(|(topic, _)| *topic);
         let topic = passing.or(self.unseen.keys().next().copied());
         let error = topic.and_then(|topic| self.unseen.remove(&topic));

@@ -114,6 +114,9 @@ impl Session {
         }
         loop {
             let seen = self.look(&mut learned).await?;
+            if self.is_crowded(&learned.unseen) {
+                return Err(learned.why_unseen());
+            }
             if self.terms.latest {
                 self.fix_start(&seen).await?;
             }
