@@ -83,6 +83,8 @@ codes! {
     UnprocessableRecord = "unprocessable_record", 422, 422, "The record cannot be written";
     /// The key or value does not fit its schema.
     SchemaValidationFailed = "schema_validation_failed", 422, 42203, "The record does not fit its schema";
+    /// Another record of an atomic batch failed.
+    TransactionAborted = "transaction_aborted", 424, 424, "The batch was not written";
     /// The broker asks for a slower pace.
     Throttled = "throttled", 429, 429, "Too many requests";
     /// Kafka cannot be reached, or cannot do it just now.
@@ -127,6 +129,7 @@ impl Code {
             | Self::LeaseLost
             | Self::UnprocessableRecord
             | Self::SchemaValidationFailed
+            | Self::TransactionAborted
             | Self::Internal => false,
         }
     }

@@ -10,6 +10,7 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route, problem};
 use crate::incoming::{self, Incoming};
 use crate::kafka::producer::Receipt;
+use crate::kafka::transaction::Transactions;
 use crate::names::TopicName;
 use crate::record;
 use crate::telemetry;
@@ -23,7 +24,10 @@ const MAX_ID_BYTES: usize = 256;
 
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
-pub struct ProduceBatch(Writer);
+pub struct ProduceBatch {
+    writer: Writer,
+    transactions: Transactions,
+}
 
 impl Endpoint for ProduceBatch {
     const FUNCTION: &'static str = "produce-batch";
@@ -31,7 +35,7 @@ impl Endpoint for ProduceBatch {
     type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Writer::start(config).await.map(Self)
+        Ok(Self { writer: Writer::start(config).await?, transactions: Transactions::new(&config.kafka) })
     }
 
     async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {
@@ -44,15 +48,19 @@ impl Endpoint for ProduceBatch {
         if let Some(topic) = &only {
             call.on_topic(topic);
         }
-        let results = self.0.write(&wanted, call).await;
-        if only.is_some_and(|topic| self.0.knows(&topic)) {
+        let results = if batch.atomic {
+            self.writer.write_atomically(&self.transactions, &wanted, call).await
+        } else {
+            self.writer.write(&wanted, call).await
+        };
+        if only.is_some_and(|topic| self.writer.knows(&topic)) {
             call.topic_exists();
         }
-        answer(&ids, &wanted, &results)
+        answer(&ids, &wanted, &results, batch.atomic)
     }
 
     async fn stop(&self) {
-        self.0.stop().await;
+        self.writer.stop().await;
     }
 }
 
@@ -60,6 +68,8 @@ impl Endpoint for ProduceBatch {
 struct Batch<'a> {
     /// Of the records that name none.
     topic: Option<TopicName>,
+    /// All or none.
+    atomic: bool,
     records: Vec<&'a RawValue>,
 }
 
@@ -69,6 +79,8 @@ struct Members<'a> {
     #[serde(borrow, default, deserialize_with = "record::present")]
     topic: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    atomic: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     records: Option<&'a RawValue>,
 }
 
@@ -76,6 +88,11 @@ impl<'a> Batch<'a> {
     fn read(json: &'a [u8]) -> Result<Self, Error> {
         let members: Members<'_> = record::body(json)?;
         let topic = members.topic.map(incoming::parse_topic).transpose()?;
+        let atomic = match members.atomic.map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(Error::new(Code::InvalidParameter, "atomic: must be true or false")),
+        };
         let records = members.records.ok_or_else(|| Error::new(Code::MissingParameter, "records: is required"))?;
         let records: Vec<&RawValue> = serde_json::from_str(records.get()).unwrap_or_default();
         if records.is_empty() || records.len() > MAX_RECORDS {
@@ -84,7 +101,7 @@ impl<'a> Batch<'a> {
             );
             return Err(Error::new(Code::InvalidParameter, detail));
         }
-        Ok(Self { topic, records })
+        Ok(Self { topic, atomic, records })
     }
 }
 
@@ -137,11 +154,13 @@ enum Outcome<'a> {
     Failed(Map<String, Value>),
 }
 
-/// 200 where all records were written; where all failed for one reason, that error; otherwise 207.
+/// 200 where all records were written; where all failed for one reason, that error, and of an atomic batch the error of
+/// the first record at fault; otherwise 207.
 fn answer(
     ids: &[Option<&RawValue>],
     wanted: &[Result<Wanted<'_>, Error>],
     results: &[Result<Receipt, Error>],
+    atomic: bool,
 ) -> Result<Reply, Error> {
     let item = |(index, result): (usize, &Result<Receipt, Error>)| Item {
         index,
@@ -159,13 +178,25 @@ fn answer(
     };
     let items: Vec<Item<'_>> = results.iter().enumerate().map(item).collect();
     let errors: Vec<&Error> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    match errors.first() {
-        Some(first) if errors.len() == results.len() && errors.iter().all(|error| error.code() == first.code()) => {
-            let items = serde_json::to_value(items).map_err(Error::internal)?;
-            let unknown = errors.iter().any(|error| error.members().get("outcome").is_some_and(|it| it == "unknown"));
-            let error = Error::new(first.code(), format!("No record was written. {}", first.detail()));
-            let error = error.source((*first).clone()).with("results", items);
-            Err(if unknown { error.with("outcome", "unknown") } else { error })
+    let none = errors.len() == results.len();
+    let first = errors.iter().copied().find(|error| error.code() != Code::TransactionAborted);
+    match first {
+        Some(first) if none && (atomic || errors.iter().all(|error| error.code() == first.code())) => {
+            let results = serde_json::to_value(items).map_err(Error::internal)?;
+            let says = |outcome: &str| {
+                errors.iter().any(|error| error.members().get("outcome").is_some_and(|said| said == outcome))
+            };
+            let (outcome, lead) = if says("unknown") {
+                (Some("unknown"), "It is not known whether records were written")
+            } else {
+                (says("aborted").then_some("aborted"), "No record was written")
+            };
+            let error = Error::new(first.code(), format!("{lead}. {}", first.detail()));
+            let error = error.source(first.clone()).with("results", results);
+            Err(match outcome {
+                Some(outcome) => error.with("outcome", outcome),
+                None => error,
+            })
         }
         first => {
             telemetry::records_failed(&errors);

@@ -14,6 +14,7 @@ use crate::http::Call;
 use crate::http::request::Request;
 use crate::incoming::Incoming;
 use crate::kafka::producer::{NewRecord, Producer, Receipt};
+use crate::kafka::transaction::{Aborted, Transactions};
 use crate::metrics::{self, Direction};
 use crate::names::TopicName;
 use crate::on_invalid::OnInvalid;
@@ -54,27 +55,57 @@ impl Writer {
     /// stays the error that it is.
     pub async fn write(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<Receipt, Error>> {
         let encoded = self.encode(wanted, call).await;
-        let mut topics: BTreeMap<&TopicName, OfTopic<'_>> = BTreeMap::new();
-        for (place, record) in encoded.iter().enumerate() {
-            if let (Ok((to, _)), Ok(record)) = (&wanted[place], record) {
-                let of_topic = topics.entry(to.topic());
-                let of_topic = of_topic.or_insert_with(|| OfTopic { to, places: Vec::new(), records: Vec::new() });
-                of_topic.places.push(place);
-                of_topic.records.push(record);
-            }
-        }
         // A topic that makes its records wait makes no others wait.
-        let written = join_all(topics.into_values().map(async |OfTopic { to, places, records }| {
+        let written = join_all(by_topic(wanted, &encoded).into_iter().map(async |OfTopic { to, places, records }| {
             let results = self.producer.produce(to, &records, call.deadline).await;
-            self.count(to.topic(), &records, &results);
+            self.count(to.topic(), records.into_iter().zip(&results));
             places.into_iter().zip(results).collect::<Vec<_>>()
         }));
         let mut written: HashMap<usize, _> = written.await.into_iter().flatten().collect();
-        let result = |(index, encoded): (usize, Result<NewRecord, Error>)| {
+        let result = |(place, encoded): (usize, Result<NewRecord, Error>)| {
             encoded
-                .and_then(|_| written.remove(&index).unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
+                .and_then(|_| written.remove(&place).unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
         };
         encoded.into_iter().enumerate().map(result).collect()
+    }
+
+    /// Writes all records in one transaction: all or none. What is wrong with one of them is its result, and then the
+    /// others' is [`Code::TransactionAborted`]. What hinders them all is the result of each.
+    pub async fn write_atomically(
+        &self,
+        transactions: &Transactions,
+        wanted: &[Result<Wanted<'_>, Error>],
+        call: &Call,
+    ) -> Vec<Result<Receipt, Error>> {
+        let encoded = self.encode(wanted, call).await;
+        let topics = by_topic(wanted, &encoded);
+        let checked = join_all(topics.iter().map(async |OfTopic { to, places, records }| {
+            places.iter().copied().zip(self.producer.check(to, records, call.deadline).await).collect::<Vec<_>>()
+        }));
+        let checked = checked.await.into_iter().flatten().filter_map(|(place, result)| Some((place, result.err()?)));
+        let refused = encoded.iter().enumerate().filter_map(|(place, record)| Some((place, record.as_ref().err()?)));
+        let mut faults: HashMap<usize, Error> = refused.map(|(place, error)| (place, error.clone())).collect();
+        faults.extend(checked);
+        let mut of_all = None;
+        let mut receipts = Vec::new();
+        if faults.is_empty() {
+            let records = wanted.iter().flatten().map(|(to, _)| to).zip(encoded.iter().flatten());
+            match transactions.write(&records.collect::<Vec<_>>(), call.deadline).await {
+                Ok(written) => receipts = written,
+                Err(Aborted { at: Some(place), error }) => drop(faults.insert(place, error)),
+                Err(Aborted { at: None, error }) => of_all = Some(error),
+            }
+        }
+        let result = |place| match receipts.get(place) {
+            Some(receipt) => Ok(*receipt),
+            None => Err(faults.remove(&place).or_else(|| of_all.clone()).unwrap_or_else(aborted)),
+        };
+        let results: Vec<_> = (0..wanted.len()).map(result).collect();
+        for OfTopic { to, places, records } in topics {
+            let results = places.iter().map(|place| &results[*place]);
+            self.count(to.topic(), records.into_iter().zip(results));
+        }
+        results
     }
 
     /// Whether the topic was seen to exist.
@@ -113,14 +144,20 @@ impl Writer {
         }
     }
 
-    /// Only what a topic that exists was sent.
-    fn count(&self, topic: &TopicName, records: &[&NewRecord], results: &[Result<Receipt, Error>]) {
+    /// Only what is meant for a topic that exists.
+    fn count<'a>(&self, topic: &TopicName, results: impl Iterator<Item = (&'a NewRecord, &'a Result<Receipt, Error>)>) {
         if !self.producer.knows(topic) {
             return;
         }
-        let passed = records.iter().zip(results).filter(|(_, result)| result.is_ok());
-        let (passed, bytes) = passed.fold((0, 0), |(count, bytes), (record, _)| (count + 1, bytes + record.bytes()));
-        let failed = results.len() as u64 - passed;
+        let (mut passed, mut bytes, mut failed) = (0, 0, 0);
+        for (record, result) in results {
+            if result.is_ok() {
+                passed += 1;
+                bytes += record.bytes();
+            } else {
+                failed += 1;
+            }
+        }
         if passed > 0 {
             metrics::records_passed(Direction::Produce, topic, passed, bytes);
         }
@@ -128,4 +165,22 @@ impl Writer {
             metrics::records_failed(Direction::Produce, topic, failed);
         }
     }
+}
+
+/// What can be written, topic by topic.
+fn by_topic<'a>(wanted: &'a [Result<Wanted<'_>, Error>], encoded: &'a [Result<NewRecord, Error>]) -> Vec<OfTopic<'a>> {
+    let mut topics: BTreeMap<&TopicName, OfTopic<'_>> = BTreeMap::new();
+    for (place, record) in encoded.iter().enumerate() {
+        if let (Ok((to, _)), Ok(record)) = (&wanted[place], record) {
+            let of_topic = topics.entry(to.topic());
+            let of_topic = of_topic.or_insert_with(|| OfTopic { to, places: Vec::new(), records: Vec::new() });
+            of_topic.places.push(place);
+            of_topic.records.push(record);
+        }
+    }
+    topics.into_values().collect()
+}
+
+fn aborted() -> Error {
+    Error::new(Code::TransactionAborted, "Another record of the batch failed, so none was written")
 }

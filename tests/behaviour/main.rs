@@ -6,6 +6,7 @@ mod world;
 
 mod acl;
 mod adversity;
+mod atomic;
 mod batch;
 mod cluster;
 mod consume;

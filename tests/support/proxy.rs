@@ -29,6 +29,7 @@ pub enum Api {
     OffsetFetch = 9,
     FindCoordinator = 10,
     InitProducerId = 22,
+    AddPartitionsToTxn = 24,
     AddOffsetsToTxn = 25,
     EndTxn = 26,
     TxnOffsetCommit = 28,

@@ -161,7 +161,9 @@ impl Stack {
             let port = free_port()?;
             let proxy = Proxy::start(port).await?;
             let advertised = format!("PLAINTEXT://{}", proxy.bootstrap());
-            Ok::<_, Error>((self.broker_on(port, &[("advertised.listeners", &advertised)]).await?, proxy))
+            // Looks every second for transactions that nobody ends, not every ten.
+            let cleanup = ("transaction.abort.timed.out.transaction.cleanup.interval.ms", "1000");
+            Ok::<_, Error>((self.broker_on(port, &[("advertised.listeners", &advertised), cleanup]).await?, proxy))
         };
         started.await.unwrap_or_else(|e| panic!("{e}"))
     }

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, Producer as _};
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 
 use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::unreachable;
@@ -102,7 +102,7 @@ impl Claimant {
 
     /// Takes the position over from whoever held it. Blocks.
     pub fn claim(self, until: Instant) -> Result<Claim, Error> {
-        initialise(&self.0.producer, until)?;
+        initialise(&*self.0.producer, until)?;
         Ok(self.0)
     }
 }
@@ -207,13 +207,17 @@ fn is_fenced(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn patience(until: Instant) -> Duration {
+pub(super) fn patience(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), STEP)
 }
 
 /// `init_transactions`, without its trap: librdkafka asks for a producer id before a broker is connected, or meets the
 /// transaction of the holder before it, and then waits on a 500 ms timer. A metadata reply makes it look again.
-fn initialise(producer: &BaseProducer<Context>, until: Instant) -> Result<(), Error> {
+pub(super) fn initialise<C, P>(producer: &P, until: Instant) -> Result<(), Error>
+where
+    C: ProducerContext,
+    P: Producer<C> + Sync,
+{
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {

@@ -139,7 +139,7 @@ const CONNECT: Duration = Duration::from_millis(200);
 ///
 /// Once librdkafka knows the brokers it gives the bootstrap connection up, and whatever was asked there; then it waits
 /// 11 ms before it connects to just any of them. Not so to one that it is to ask something: so that one is asked.
-pub(super) fn connect(client: &Inner<Context>, topic: &TopicName, partition: i32, patience: Duration) {
+pub(super) fn connect<C: ClientContext>(client: &Inner<C>, topic: &TopicName, partition: i32, patience: Duration) {
     let _ = client.fetch_watermarks(topic.as_str(), partition, patience.min(CONNECT));
 }
 

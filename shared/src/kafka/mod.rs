@@ -18,3 +18,4 @@ pub mod producer;
 pub mod reader;
 pub mod retention;
 mod topics;
+pub mod transaction;

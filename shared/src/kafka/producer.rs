@@ -61,7 +61,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    fn of(delivered: &Delivery) -> Self {
+    pub(super) fn of(delivered: &Delivery) -> Self {
         let timestamp = match delivered.timestamp {
             Timestamp::CreateTime(at) | Timestamp::LogAppendTime(at) => at,
             Timestamp::NotAvailable => -1,
@@ -71,6 +71,25 @@ impl Receipt {
 }
 
 type Client = client::Client<FutureProducer<Context>>;
+
+/// The settings of whoever writes callers' records.
+pub(super) fn settings(config: &KafkaConfig) -> Settings {
+    let mut settings = client::settings(config);
+    settings
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("allow.auto.create.topics", config.auto_create_topics.to_string())
+        .set("topic.metadata.propagation.max.ms", "1000")
+        // Keys go where Java's clients send them.
+        .set("partitioner", "murmur2_random")
+        // The broker's and the topic's limits decide what is too large, not this client's.
+        .set("message.max.bytes", "20000000");
+    // Nothing to wait for: a call knows its records. (librdkafka's default would add 5 ms to each.)
+    if settings.get("linger.ms").is_none() && settings.get("queue.buffering.max.ms").is_none() {
+        settings.set("linger.ms", "0");
+    }
+    settings
+}
 
 /// Makes a client and waits, for a moment, until it is ready to send. Blocks: TLS reads its roots.
 ///
@@ -108,24 +127,11 @@ impl std::fmt::Debug for Producer {
 impl Producer {
     /// Creates the client, off the runtime's own threads.
     pub async fn start(config: &KafkaConfig, request_timeout: Duration) -> Result<Self, BoxError> {
-        let mut settings = client::settings(config);
+        let mut settings = settings(config);
         // A little less than a call may take, so that what could not be delivered ends with a report. But librdkafka
         // counts from the sending, not from the call's start, and looks once a second: `give_up` does not rely on it.
         let give_up = request_timeout.saturating_sub(Duration::from_millis(250)).max(Duration::from_millis(50));
-        settings
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("message.timeout.ms", give_up.as_millis().to_string())
-            .set("allow.auto.create.topics", config.auto_create_topics.to_string())
-            .set("topic.metadata.propagation.max.ms", "1000")
-            // Keys go where Java's clients send them.
-            .set("partitioner", "murmur2_random")
-            // The broker's and the topic's limits decide what is too large, not this client's.
-            .set("message.max.bytes", "20000000");
-        // Nothing to wait for: a call sends one record. (librdkafka's default would add 5 ms to each.)
-        if settings.get("linger.ms").is_none() && settings.get("queue.buffering.max.ms").is_none() {
-            settings.set("linger.ms", "0");
-        }
+        settings.set("message.timeout.ms", give_up.as_millis().to_string());
         let made = settings.clone();
         let client = tokio::task::spawn_blocking(move || create(&made, WARM_UP)).await??;
         Ok(Self {
@@ -161,6 +167,22 @@ impl Producer {
         results
     }
 
+    /// Whether records could be written to a topic, as far as that shows before: `404` for each where the topic or the
+    /// partition does not exist.
+    pub async fn check(
+        &self,
+        to: &Authorized<Write>,
+        records: &[&NewRecord],
+        deadline: Deadline,
+    ) -> Vec<Result<(), Error>> {
+        let partitions = self.partitions(to.topic(), highest(records), deadline).await;
+        let check = |record: &&NewRecord| {
+            let partitions = partitions.as_ref().map_err(Clone::clone)?;
+            require_partition(to.topic(), record, *partitions)
+        };
+        records.iter().map(check).collect()
+    }
+
     /// Writes a dead letter: who may write to a topic may leave letters in its dead-letter topic.
     pub async fn produce_letter(
         &self,
@@ -185,8 +207,7 @@ impl Producer {
         deadline: Deadline,
     ) -> Vec<Result<Receipt, Failure>> {
         let mut queued = Vec::with_capacity(records.len());
-        let highest = records.iter().filter_map(|record| record.partition).max();
-        let mut partitions = self.partitions(topic, highest, deadline).await;
+        let mut partitions = self.partitions(topic, highest(records), deadline).await;
         for record in records {
             queued.push(match &partitions {
                 Ok(count) => self.enqueue(topic, record, *count, deadline).await,
@@ -336,6 +357,11 @@ impl Producer {
     }
 }
 
+/// The highest partition that records were given.
+fn highest(records: &[&NewRecord]) -> Option<i32> {
+    records.iter().filter_map(|record| record.partition).max()
+}
+
 /// `404` unless the topic has the partition, if one was chosen.
 fn require_partition(topic: &TopicName, record: &NewRecord, partitions: i32) -> Result<(), Error> {
     match record.partition {
@@ -360,7 +386,7 @@ enum Failure {
 
 /// Whether the fault may be another record's. Kafka refuses all records of a request for one of them, or takes the whole
 /// for too large a record; and it is librdkafka that fills the requests.
-fn blames_company(error: &KafkaError) -> bool {
+pub(super) fn blames_company(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as K;
     matches!(
         error.rdkafka_error_code(),
@@ -435,7 +461,12 @@ fn partition_count(client: &FutureProducer<Context>, topic: &TopicName, patience
     super::group::partitions_of(&metadata, topic)
 }
 
-fn send(client: &FutureProducer<Context>, topic: &TopicName, record: &NewRecord) -> Result<DeliveryFuture, KafkaError> {
+/// Hands a record to librdkafka.
+pub(super) fn send(
+    client: &FutureProducer<Context>,
+    topic: &TopicName,
+    record: &NewRecord,
+) -> Result<DeliveryFuture, KafkaError> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (name, value) in &record.headers {
         headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
