@@ -1,6 +1,6 @@
 //! `POST /kafka/consumer/acknowledge`: settles a lease that a consume call with `ack=manual` has given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use crate::auth::{May, Read};
 use crate::config::Config;
 use crate::consume::LEASE_MS;
 use crate::deadline::Deadline;
+use crate::dlq::{self, MESSAGE_BYTES};
 use crate::errors::{BoxError, Code, Error};
 use crate::http::request::one_of;
 use crate::http::{Call, Endpoint, Reply, Route};
@@ -48,7 +49,7 @@ impl Endpoint for Acknowledge {
         call.on_group(&ask.token.group);
         let results = self.settle(may, &ask, call.deadline).await?;
         // A token's names are the caller's own words; a mark that holds its lease is not.
-        if results.values().any(|result| matches!(result, Ok(Outcome::Done(_) | Outcome::Renewed(..)))) {
+        if results.values().any(|result| matches!(result, Ok(Outcome::Done { .. } | Outcome::Renewed(..)))) {
             call.topic_exists();
         }
         ask.answer(results)
@@ -62,16 +63,19 @@ impl Endpoint for Acknowledge {
 enum Type {
     Accept,
     Release,
+    Reject,
     Renew,
 }
 
 impl Type {
-    const WORDS: &[(&str, Self)] = &[("accept", Self::Accept), ("release", Self::Release), ("renew", Self::Renew)];
+    const WORDS: &[(&str, Self)] =
+        &[("accept", Self::Accept), ("release", Self::Release), ("reject", Self::Reject), ("renew", Self::Renew)];
 
     const fn done(self) -> &'static str {
         match self {
             Self::Accept => "accepted",
             Self::Release => "released",
+            Self::Reject => "rejected",
             Self::Renew => "renewed",
         }
     }
@@ -84,6 +88,10 @@ struct Ask {
     kind: Type,
     /// The last accepted offset of each partition; all of each, if absent.
     through: Option<BTreeMap<Place, i64>>,
+    /// The rejected offsets of each partition, in order; all of the lease, if absent.
+    records: Option<BTreeMap<Place, BTreeSet<i64>>>,
+    /// Why they are rejected; empty, if the caller does not say.
+    reason: String,
     lease_ms: u64,
 }
 
@@ -101,8 +109,19 @@ struct Body<'a> {
     kind: Option<String>,
     #[serde(borrow)]
     through: Option<&'a RawValue>,
+    records: Option<Vec<Named>>,
+    reason: Option<String>,
     #[serde(borrow)]
     lease_ms: Option<&'a RawValue>,
+}
+
+/// One of `records`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    topic: Option<String>,
+    partition: i32,
+    offset: i64,
 }
 
 impl Ask {
@@ -119,6 +138,14 @@ impl Ask {
         if body.lease_ms.is_some() && kind != Type::Renew {
             return Err(invalid("lease_ms: goes with renew only"));
         }
+        if (body.records.is_some() || body.reason.is_some()) && kind != Type::Reject {
+            return Err(invalid("records and reason: go with reject only"));
+        }
+        let reason = body.reason.unwrap_or_default();
+        if reason.len() > MESSAGE_BYTES {
+            return Err(invalid("reason: must be at most 1024 bytes long"));
+        }
+        let records = body.records.map(|named| records(&token, named)).transpose()?;
         let through = body.through.map(|json| through(&token, json.get())).transpose()?;
         let lease_ms = match body.lease_ms {
             None => LEASE_MS.1,
@@ -127,16 +154,23 @@ impl Ask {
                 .filter(|lease_ms| (LEASE_MS.0..=LEASE_MS.2).contains(lease_ms))
                 .ok_or_else(|| invalid("lease_ms: must be a whole number from 1000 to 600000"))?,
         };
-        Ok(Self { token, kind, through, lease_ms })
+        Ok(Self { token, kind, through, records, reason, lease_ms })
     }
 
-    /// What is to be done in a partition; nothing, if `through` leaves it out.
+    /// What is to be done in a partition; nothing, if `through` or `records` leave it out.
     fn intent(&self, place: &Place, holder: &Holder) -> Option<Intent> {
         let holder = holder.clone();
         Some(match (self.kind, &self.through) {
             (Type::Accept, None) => Intent::Accept { holder, before: None },
             (Type::Accept, Some(through)) => Intent::Accept { holder, before: Some(through.get(place)? + 1) },
             (Type::Release, _) => Intent::Release { holder },
+            (Type::Reject, _) => {
+                let records = match &self.records {
+                    Some(records) => Some(records.get(place)?.iter().copied().collect()),
+                    None => None,
+                };
+                Intent::Reject { holder, records, there: Vec::new(), reason: self.reason.clone() }
+            }
             (Type::Renew, _) => Intent::Renew { holder, lease_ms: self.lease_ms },
         })
     }
@@ -144,16 +178,26 @@ impl Ask {
     /// What was decided in a partition, as far as the lease is concerned.
     fn outcome(&self, decided: Decided) -> Result<Outcome, Error> {
         match decided {
-            Decided::Committed(mark) => Ok(match mark.lease {
+            Decided::Committed { mark, gone } => Ok(match mark.lease {
                 Some(lease) if self.kind == Type::Renew => Outcome::Renewed(mark.offset, lease.until),
-                _ => Outcome::Done(Some(mark.offset)),
+                _ => Outcome::Done { committed: Some(mark.offset), gone },
             }),
-            Decided::Refused(Verdict::Already, position) => Ok(Outcome::Done(position.committed)),
+            Decided::Refused(Verdict::Already, position) => {
+                Ok(Outcome::Done { committed: position.committed, gone: Vec::new() })
+            }
             Decided::Refused(Verdict::NotTheirs, _) => {
                 Err(Error::new(Code::Forbidden, "The lease was given to another principal"))
             }
+            Decided::Refused(Verdict::BeyondLease, _) if self.kind == Type::Reject => {
+                let detail = "records: an offset is not part of the lease, or not any more";
+                Err(Error::new(Code::InvalidParameter, detail))
+            }
             Decided::Refused(Verdict::BeyondLease, _) => {
                 Err(Error::new(Code::InvalidParameter, "through: an offset lies beyond the lease"))
+            }
+            Decided::Refused(Verdict::TooScattered, _) => {
+                let detail = "records: too many that do not lie together; accept or reject what lies before them first";
+                Err(Error::new(Code::InvalidParameter, detail))
             }
             Decided::Refused(_, position) => Ok(Outcome::Lost(position.committed)),
         }
@@ -164,14 +208,24 @@ impl Ask {
         let mut until = u64::MAX;
         let mut listed = Vec::new();
         for ((topic, partition), result) in results {
+            let mut gone = Vec::new();
             let (status, committed) = match result {
-                Ok(Outcome::Done(committed)) => (self.kind.done(), committed),
+                Ok(Outcome::Done { committed, gone: those }) => {
+                    gone = those;
+                    (self.kind.done(), committed)
+                }
                 Ok(Outcome::Renewed(committed, lease_until)) => {
                     until = until.min(lease_until);
                     (self.kind.done(), Some(committed))
                 }
                 Ok(Outcome::Lost(committed)) => {
-                    let detail = "The lease is over: it expired and others took its records, or the position was reset";
+                    let detail = match self.kind {
+                        Type::Reject => {
+                            "The lease is over: its records were accepted or released, or it expired and others took \
+                             them, or the position was reset"
+                        }
+                        _ => "The lease is over: it expired and others took its records, or the position was reset",
+                    };
                     worst.get_or_insert_with(|| Error::new(Code::LeaseLost, detail));
                     ("lost", committed)
                 }
@@ -186,12 +240,16 @@ impl Ask {
                 }
             };
             metrics::lease(status, 1);
-            listed.push(json!({
+            let mut entry = json!({
                 "topic": topic.as_str(),
                 "partition": partition,
                 "status": status,
                 "committed": committed,
-            }));
+            });
+            if !gone.is_empty() {
+                entry["gone"] = json!(gone);
+            }
+            listed.push(entry);
         }
         if let Some(error) = worst {
             return Err(error.with("results", listed));
@@ -207,9 +265,38 @@ impl Ask {
 /// How it went in one partition; with the position, as far as it is known.
 #[derive(Debug)]
 enum Outcome {
-    Done(Option<i64>),
+    Done {
+        committed: Option<i64>,
+        /// Records that were to be rejected, and are there no more.
+        gone: Vec<i64>,
+    },
     Renewed(i64, u64),
     Lost(Option<i64>),
+}
+
+/// Reads `records`. A topic is named where the lease is of several.
+fn records(token: &Token, named: Vec<Named>) -> Result<BTreeMap<Place, BTreeSet<i64>>, Error> {
+    let invalid = |problem: &'static str| Error::new(Code::InvalidParameter, problem);
+    if named.is_empty() {
+        return Err(invalid("records: names no record; leave it out to reject all of the lease"));
+    }
+    let mut records = BTreeMap::<_, BTreeSet<_>>::new();
+    for Named { topic, partition, offset } in named {
+        let topic = match &topic {
+            None => {
+                token.only_topic().ok_or_else(|| invalid("records: topic is required, as the lease is of several"))?
+            }
+            Some(name) => {
+                let known = token.places.keys().find(|topic| topic.as_str() == name);
+                known.ok_or_else(|| invalid("records: names a topic that is not of this lease"))?
+            }
+        };
+        if !token.places[topic].contains(&partition) || offset < 0 || offset == i64::MAX {
+            return Err(invalid("records: must give offsets of the lease's own partitions"));
+        }
+        records.entry((topic.clone(), partition)).or_default().insert(offset);
+    }
+    Ok(records)
 }
 
 /// Reads `through`: `{"<partition>": offset}`, or by topic `{"<topic>": {"<partition>": offset}}`, as a lease of several
@@ -248,6 +335,15 @@ impl Acknowledge {
         let allow = |topic: &TopicName| may.on((topic.clone(), ask.token.group.clone()));
         let any = ask.token.places.keys().map(allow).reduce(Result::or);
         let any = any.unwrap_or_else(|| Err(Error::internal("a token of no topic")))?;
+        if ask.kind == Type::Reject {
+            let rejects = |topic: &&TopicName| {
+                ask.records.as_ref().is_none_or(|records| records.keys().any(|(named, _)| named == *topic))
+            };
+            let mut topics = ask.token.places.keys().filter(rejects);
+            if let Some(none) = topics.find(|topic| self.consumers.dead_letters.topic_of(topic).is_none()) {
+                return Err(dlq::no_dead_letters().with("topic", none.as_str()));
+            }
+        }
         let group = self.consumers.group(&any, deadline).await?;
         let (mut results, mut steps) = (Results::new(), Vec::new());
         for (topic, partitions) in &ask.token.places {
@@ -272,6 +368,44 @@ impl Acknowledge {
 mod tests {
     use super::*;
     use crate::names::GroupId;
+
+    #[test]
+    fn records_are_named_with_their_topic_where_there_are_several() {
+        let read = |topics: &[&str], json: &str| {
+            let places = topics.iter().map(|topic| (TopicName::parse(topic).expect("legal"), 0));
+            let token = Token::new(&GroupId::parse("g").expect("legal")).of(places).encode();
+            let ask =
+                Ask::read(format!(r#"{{"token": "{token}", {json}}}"#).as_bytes()).map_err(|error| error.code())?;
+            let all = |records: BTreeMap<Place, BTreeSet<i64>>| {
+                records
+                    .into_iter()
+                    .map(|((topic, partition), offsets)| format!("{topic}/{partition}: {offsets:?}"))
+                    .collect()
+            };
+            Ok(ask.records.map(all))
+        };
+        let ok = |records: &[&str]| Ok(Some(records.iter().map(ToString::to_string).collect::<Vec<_>>()));
+        let reject = |records: &str| format!(r#""type": "reject", "records": {records}"#);
+        let (one, named) = (r#"{"partition": 0, "offset": 7}"#, r#"{"topic": "a", "partition": 0, "offset": 5}"#);
+        assert_eq!(read(&["a"], r#""type": "reject", "reason": "why""#), Ok(None));
+        assert_eq!(read(&["a"], &reject(&format!("[{one}, {named}, {one}]"))), ok(&["a/0: {5, 7}"]));
+        assert_eq!(read(&["a", "b"], &reject(&format!("[{named}]"))), ok(&["a/0: {5}"]));
+        let long = format!(r#""type": "reject", "reason": "{}""#, "x".repeat(1025));
+        for (topics, json) in [
+            (&["a", "b"][..], reject(&format!("[{one}]"))),
+            (&["b"], reject(&format!("[{named}]"))),
+            (&["a"], reject("[]")),
+            (&["a"], reject(r#"[{"partition": 1, "offset": 7}]"#)),
+            (&["a"], reject(r#"[{"partition": 0, "offset": -1}]"#)),
+            (&["a"], reject(r#"[{"partition": 0}]"#)),
+            (&["a"], reject(r#"[{"partition": 0, "offset": 7, "more": 1}]"#)),
+            (&["a"], format!(r#""type": "accept", "records": [{one}]"#)),
+            (&["a"], r#""type": "accept", "reason": "why""#.to_owned()),
+            (&["a"], long),
+        ] {
+            assert_eq!(read(topics, &json), Err(Code::InvalidParameter), "{json}");
+        }
+    }
 
     #[test]
     fn through_is_by_partition_or_by_topic_and_partition() {

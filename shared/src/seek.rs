@@ -177,7 +177,7 @@ impl Ask {
 
 fn moved(decided: Decided) -> Result<i64, Error> {
     match decided {
-        Decided::Committed(mark) => Ok(mark.offset),
+        Decided::Committed { mark, .. } => Ok(mark.offset),
         Decided::Refused(verdict, _) => Err(Error::internal(format!("a seek was refused: {verdict:?}"))),
     }
 }

@@ -12,6 +12,7 @@ mod cluster;
 mod consume;
 mod consume_batch;
 mod dashboards;
+mod dead_letters;
 mod faults;
 mod fetch;
 mod http;

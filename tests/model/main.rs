@@ -159,6 +159,55 @@ fn a_seek_comes_in_between() {
     }
 }
 
+/// A lease of two records, of which some are rejected.
+const REJECT: Bounds = Bounds { batches: &[2], manual: 1, reject: 1, ..Bounds::QUIET };
+
+#[test]
+fn rejected_records_have_one_letter_each_and_never_come_again() {
+    let bounds = Bounds { acknowledge: 1, auto: 1, kills: 1, ..REJECT };
+    let happens = ["rejected", "accepted", "released", "lease lost", "leased", "fenced, but done"];
+    holds("reject, and a function dies", bounds, &happens);
+    let bounds = Bounds { reject: 2, auto: 1, losses: 1, ..REJECT };
+    let happens = ["rejected", "already", "settled: done", "settled: not done", "a transaction times out", "undecided"];
+    holds("reject twice, with an answer lost", bounds, &happens);
+    let bounds = Bounds { manual: 2, ticks: 2, ..REJECT };
+    holds("reject, with expiry", bounds, &["rejected", "leased again", "lease lost"]);
+    let bounds = Bounds { records: 3, batches: &[3], auto: 1, acknowledge: 1, ..REJECT };
+    holds("reject of some of three", bounds, &["rejected", "accepted", "released", "moved"]);
+}
+
+#[test]
+fn rejects_beside_seeks_and_resets() {
+    let bounds = Bounds { seek: 1, auto: 1, ..REJECT };
+    holds("reject beside a seek", bounds, &["rejected", "sought", "lease lost", "fenced, but done"]);
+    let bounds = Bounds { resets: 1, auto: 1, ..REJECT };
+    holds("reject beside a reset", bounds, &["rejected", "lease lost"]);
+}
+
+#[test]
+fn a_record_that_is_given_up_has_one_letter() {
+    let bounds = Bounds { batches: &[2], manual: 1, auto: 2, ticks: 2, kills: 1, most: Some(1), ..Bounds::QUIET };
+    holds("burial, and a function dies", bounds, &["buried", "leased", "moved", "fenced, but done"]);
+    let bounds = Bounds { batches: &[2], manual: 1, auto: 2, ticks: 2, losses: 1, most: Some(1), ..Bounds::QUIET };
+    holds("burial, with an answer lost", bounds, &["buried", "settled: done", "settled: not done"]);
+    let bounds = Bounds { batches: &[2], manual: 3, acknowledge: 2, most: Some(2), commits: 5, ..Bounds::QUIET };
+    let bounds = Bounds { functions: 1, auto: 1, reject: 1, ..bounds };
+    holds("burial at the second time", bounds, &["buried", "released", "accepted", "rejected", "leased again"]);
+}
+
+#[test]
+fn no_step_with_letters_can_be_left_out() {
+    let without = |step, bounds: Bounds| Bounds { left_out: Some(step), ..bounds };
+    let losses = Bounds { losses: 1, ..REJECT };
+    fails("letters before the transaction", without(LeftOut::Together, losses), Property::OneLetter);
+    let burial = Bounds { batches: &[1], manual: 1, auto: 2, ticks: 2, kills: 1, most: Some(1), ..Bounds::QUIET };
+    fails("the same of a burial", without(LeftOut::Together, burial), Property::OneLetter);
+    let others = Bounds { acknowledge: 1, auto: 1, ..REJECT };
+    fails("settled records are not left out", without(LeftOut::Skip, others.clone()), Property::OneEnd);
+    let others = Bounds { begins: Some(0), commits: 3, ..others };
+    fails("what is left out is not looked at", without(LeftOut::Without, others), Property::OneEnd);
+}
+
 #[test]
 fn clocks_further_apart_than_allowed_shorten_leases_and_lose_nothing() {
     let bounds = Bounds { batches: &[2], manual: 2, acknowledge: 1, ticks: 2, ahead: 2, ..Bounds::QUIET };

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use kafka_gateway::kafka::position::Mark;
 
 use crate::explore::Model;
-use crate::values::{Call, LEASE_TICKS, Question, Ruling, Stored, Values};
+use crate::values::{Call, LEASE_TICKS, Question, Ruling, Set, Stored, Values};
 
 /// The most functions.
 const FUNCTIONS: usize = 3;
@@ -23,8 +23,8 @@ const LATER: u8 = 20;
 /// What must hold in every state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Property {
-    /// A record below the position was handed out (`auto`), or accepted (`manual`), or the call that moved the position
-    /// has not answered, or has answered 504, or its answer was lost.
+    /// A record below the position was handed out (`auto`), or accepted (`manual`), or has a letter, or the call that moved
+    /// the position has not answered, or has answered 504, or its answer was lost. A settled one above it has a letter.
     NothingLost,
     /// With `auto`, a record is in one answer and in no other one, but for those of leases that are over.
     OnlyOnce,
@@ -37,6 +37,12 @@ pub(crate) enum Property {
     CommittedFirst,
     /// What is answered as accepted is committed.
     AcceptKept,
+    /// What is answered as rejected has a letter.
+    RejectKept,
+    /// No record has two letters, unless the position was set in between.
+    OneLetter,
+    /// A record that has a letter is neither handed out any more nor accepted, nor one that was gets a letter.
+    OneEnd,
     /// What a commit replaces is what it was based on; so nothing older comes after a seek. (Looked at where there are
     /// seeks. Elsewhere the others say the same, by what callers see.)
     NoLostUpdate,
@@ -61,6 +67,12 @@ pub(crate) enum LeftOut {
     BaseNonce,
     /// The offset in the mark: a lease counts beside any offset.
     Binding,
+    /// The one transaction for letters and position: the letters are written before.
+    Together,
+    /// Leaving the settled records out: they are handed out again.
+    Skip,
+    /// The look at what was left out: records that were settled meanwhile are handed out.
+    Without,
     /// The claim of a call that finds a transaction pending: it waits for its owner.
     Unblock,
 }
@@ -84,6 +96,10 @@ pub(crate) struct Bounds {
     pub(crate) keep: u8,
     /// How many `acknowledge` calls.
     pub(crate) acknowledge: u8,
+    /// How many of these may be `reject`, of one record or of all.
+    pub(crate) reject: u8,
+    /// `DLQ_MAX_DELIVERIES`; nothing is buried without it.
+    pub(crate) most: Option<u32>,
     /// How many `seek` calls.
     pub(crate) seek: u8,
     /// How many commits each function may try.
@@ -117,6 +133,8 @@ impl Bounds {
         manual: 0,
         keep: 0,
         acknowledge: 0,
+        reject: 0,
+        most: None,
         seek: 0,
         commits: 2,
         losses: 0,
@@ -161,6 +179,8 @@ struct Function {
     call: Option<Call>,
     /// The position that the call is based on, as it was seen first.
     seen: Stored,
+    /// The position whose settled records it leaves out, where that step can be left out.
+    without: Stored,
     /// The position that was decided on.
     base: Stored,
     /// What it wants to commit.
@@ -198,6 +218,8 @@ struct Transaction {
     attempt: u8,
     base: Stored,
     wanted: Stored,
+    /// The records whose letters are written in it.
+    dying: Set,
     /// Whether an `EndTxn` is on its way.
     ending: bool,
     /// Whether the coordinator has decided to commit it; the markers follow.
@@ -216,6 +238,8 @@ enum Fate {
     Owed(u8),
     /// Handed out for good, accepted, or skipped by a call that could not say so, or by a tool.
     Settled,
+    /// Settled with a letter; the position may have passed it, or not yet.
+    Dead,
 }
 
 /// The answer that gave a lease.
@@ -240,6 +264,7 @@ struct Left {
     manual: u8,
     keep: u8,
     acknowledge: u8,
+    reject: u8,
     seek: u8,
     losses: u8,
     kills: u8,
@@ -260,6 +285,8 @@ pub(crate) struct State {
     tick: u8,
     left: Left,
     fates: [Fate; RECORDS],
+    /// How many letters each record has, since the position was last set to before it.
+    letters: [u8; RECORDS],
     /// Which records were handed out for good.
     given: [bool; RECORDS],
     answers: [Answer; TOKENS],
@@ -342,7 +369,7 @@ pub(crate) struct Protocol {
 impl Protocol {
     /// A model with these bounds.
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let values = RefCell::new(Values::new(bounds.left_out != Some(LeftOut::Binding)));
+        let values = RefCell::new(Values::new(bounds.left_out != Some(LeftOut::Binding), bounds.most));
         Self { bounds, values, happened: RefCell::default(), ends: RefCell::default() }
     }
 
@@ -405,6 +432,7 @@ impl Protocol {
             phase: Phase::Idle,
             call: None,
             seen: 0,
+            without: 0,
             base: 0,
             wanted: 0,
             decided: false,
@@ -471,8 +499,18 @@ impl Protocol {
             for record in old..base {
                 state.fates[index(record)] = Fate::Settled;
             }
+            // And so is what the tool has skipped.
+            for record in new.max(base)..self.bounds.records {
+                if state.fates[index(record)] == Fate::Settled {
+                    state.fates[index(record)] = Fate::Waiting;
+                }
+            }
         }
+        self.die(state, transaction);
         for record in base..new {
+            if state.fates[index(record)] == Fate::Dead {
+                continue;
+            }
             state.fates[index(record)] = match transaction.call {
                 Call::Auto(_) if transaction.excused => Fate::Settled,
                 Call::Auto(_) => Fate::Owed(transaction.owner),
@@ -484,8 +522,31 @@ impl Protocol {
             };
         }
         state.committed = transaction.wanted;
-        if (0..new).any(|record| state.fates[index(record)] == Fate::Waiting) {
+        let is_dead = |record: i8| state.fates[index(record)] == Fate::Dead;
+        let unknown = |record: i8| self.values.borrow().is_done(state.committed, record) && !is_dead(record);
+        let waits = |record: i8| record < new && state.fates[index(record)] == Fate::Waiting;
+        if (0..self.bounds.records).any(|record| waits(record) || unknown(record)) {
             self.fails(state, Property::NothingLost);
+        }
+    }
+
+    /// Letters of these records can be read from now on.
+    fn die(&self, state: &mut State, transaction: Transaction) {
+        for record in (0..self.bounds.records).filter(|record| transaction.dying & 1 << record != 0) {
+            if state.fates[index(record)] != Fate::Waiting && !transaction.disturbed {
+                self.fails(state, Property::OneEnd);
+            }
+            state.fates[index(record)] = Fate::Dead;
+            if !self.leaves_out(LeftOut::Together) {
+                self.write(state, record);
+            }
+        }
+    }
+
+    fn write(&self, state: &mut State, record: i8) {
+        state.letters[index(record)] += 1;
+        if state.letters[index(record)] > 1 {
+            self.fails(state, Property::OneLetter);
         }
     }
 
@@ -504,8 +565,13 @@ impl Protocol {
             (self.offset(function.base), self.offset(function.wanted))
         };
         let until = token.map_or(u8::MAX, |_| function.at + LEASE_TICKS);
+        let without = if self.leaves_out(LeftOut::Without) { function.without } else { function.base };
+        let left_out = |record: i8| self.values.borrow().is_done(without, record) && !self.leaves_out(LeftOut::Skip);
         if !function.is_past() && state.tick < until {
-            for record in from..end {
+            for record in (from..end).filter(|record| !left_out(*record)) {
+                if state.fates[index(record)] == Fate::Dead {
+                    self.fails(state, Property::OneEnd);
+                }
                 if state.given[index(record)] {
                     self.fails(state, Property::OnlyOnce);
                 }
@@ -515,7 +581,10 @@ impl Protocol {
         Self::excuse(state, who);
         match token {
             None if function.is_past() => {}
-            None => (from..end).for_each(|record| state.given[index(record)] = true),
+            None => {
+                let given = (from..end).filter(|record| !left_out(*record));
+                given.for_each(|record| state.given[index(record)] = true);
+            }
             Some(token) => {
                 let again = state.answers.iter().any(|answer| answer.given && answer.from < end && from < answer.end);
                 if again {
@@ -550,6 +619,22 @@ impl Protocol {
         self.note("accepted");
     }
 
+    /// The answer 200 to `reject` reaches the caller.
+    fn rejected(&self, state: &mut State, who: u8, token: u8, record: Option<i8>) {
+        let answer = state.answers[usize::from(token)];
+        let decided = state.transaction.filter(|transaction| transaction.prepared);
+        let (committed, dying) = decided.map_or((state.committed, 0), |it| (it.wanted, it.dying));
+        let is_dead = |record: i8| state.fates[index(record)] == Fate::Dead || dying & 1 << record != 0;
+        let kept = match record {
+            Some(record) => is_dead(record),
+            None => self.offset(committed).max(self.offset(state.committed)) >= answer.end,
+        };
+        if !kept && !answer.over && !state.functions[usize::from(who)].is_past() {
+            self.fails(state, Property::RejectKept);
+        }
+        self.note("rejected");
+    }
+
     fn deliver(&self, state: &mut State, who: u8) {
         match state.functions[usize::from(who)].call {
             Some(Call::Auto(_)) => self.hand_out(state, who, None),
@@ -569,6 +654,8 @@ impl Protocol {
                 self.note("renewed");
             }
             Some(Call::Release(_)) => self.note("released"),
+            Some(Call::Reject(token, record)) => self.rejected(state, who, token, record),
+            Some(Call::Bury) => self.note("buried"),
             Some(Call::Seek(_)) => {
                 if !state.functions[usize::from(who)].decided {
                     self.fails(state, Property::CommittedFirst);
@@ -586,6 +673,7 @@ impl Protocol {
         let question = Question {
             base: function.base,
             seen: function.seen,
+            without: if self.leaves_out(LeftOut::Without) { function.base } else { function.seen },
             call,
             end: self.bounds.records,
             sandbox: who,
@@ -594,15 +682,22 @@ impl Protocol {
         };
         let ruling = self.values.borrow_mut().decide(question);
         let claimant = self.is_claimant(state, who);
+        let (ruling, dying) = match ruling {
+            Ruling::Bury(wanted, dying) => (Ruling::Commit(wanted), dying),
+            other => (other, 0),
+        };
         let function = &mut state.functions[usize::from(who)];
         match ruling {
+            Ruling::Bury(..) => unreachable!("a commit, by now"),
             Ruling::Commit(_) if function.commits == self.bounds.commits => Self::finish(state, who),
+            // Also letters are refused.
             Ruling::Commit(_) if !claimant => {
                 self.note("fenced at TxnOffsetCommit");
                 state.functions[usize::from(who)].claimed = false;
                 self.retry(state, who);
             }
             Ruling::Commit(wanted) => {
+                function.without = if self.leaves_out(LeftOut::Without) { function.seen } else { 0 };
                 function.seen = 0;
                 function.wanted = wanted;
                 function.commits += 1;
@@ -615,11 +710,16 @@ impl Protocol {
                     attempt: function.commits,
                     base: function.base,
                     wanted,
+                    dying,
                     ending: false,
                     prepared: false,
                     excused: false,
                     disturbed: function.disturbed,
                 };
+                if self.leaves_out(LeftOut::Together) {
+                    let dying = (0..self.bounds.records).filter(|record| dying & 1 << record != 0);
+                    dying.for_each(|record| self.write(state, record));
+                }
                 // A transaction that is decided was not waited for only if a step was left out.
                 self.materialise(state);
                 state.transaction = Some(transaction);
@@ -633,14 +733,19 @@ impl Protocol {
                 self.note("moved");
                 function.seen = function.base;
                 function.phase = Phase::Read;
+                if self.values.borrow().is_hopeless(function.seen) {
+                    function.call = Some(Call::Bury);
+                }
                 if self.offset(state.functions[usize::from(who)].base) == self.bounds.records {
                     Self::finish(state, who);
                 }
             }
             Ruling::Already => {
                 self.note("already");
-                if let Call::Accept(token, before) = call {
-                    self.accepted(state, who, token, before);
+                match call {
+                    Call::Accept(token, before) => self.accepted(state, who, token, before),
+                    Call::Reject(token, record) => self.rejected(state, who, token, record),
+                    _ => {}
                 }
                 Self::finish(state, who);
             }
@@ -688,6 +793,7 @@ impl Protocol {
             let question = Question {
                 base: state.committed,
                 seen: state.committed,
+                without: state.committed,
                 call: Call::Keep,
                 end: self.bounds.records,
                 sandbox: NOBODY,
@@ -705,7 +811,12 @@ impl Protocol {
     /// What is before an offset is settled now, and what comes after it begins anew.
     fn set(&self, state: &mut State, to: i8) {
         for record in 0..self.bounds.records {
-            state.fates[index(record)] = if record < to { Fate::Settled } else { Fate::Waiting };
+            if record >= to {
+                state.fates[index(record)] = Fate::Waiting;
+                state.letters[index(record)] = 0;
+            } else if state.fates[index(record)] != Fate::Dead {
+                state.fates[index(record)] = Fate::Settled;
+            }
             state.given[index(record)] &= record < to;
         }
         for answer in &mut state.answers {
@@ -717,6 +828,12 @@ impl Protocol {
         state.left.resets -= 1;
         state.committed = self.values.borrow_mut().reset(state.committed, to, copied);
         self.set(state, to);
+        // To where it was, and with the mark that it had, it is no reset.
+        for record in (to..self.bounds.records).filter(|record| self.values.borrow().is_done(state.committed, *record))
+        {
+            state.fates[index(record)] = Fate::Dead;
+            state.letters[index(record)] = 1;
+        }
         for function in &mut state.functions {
             function.disturbed = !matches!(function.phase, Phase::Idle | Phase::Look | Phase::Read);
         }
@@ -743,11 +860,11 @@ impl Protocol {
         state.functions[0].commits = 0;
         state.functions[0].ahead = 0;
         state.tick += LATER;
-        state.left = Left { auto: 1, ..Left::default() };
+        state.left = Left { auto: 3, ..Left::default() };
         let mut actions = Vec::new();
         let happened = self.happened();
         let mut ended = false;
-        for _ in 0..40 {
+        for _ in 0..60 {
             ended = state.transaction.is_none() && self.offset(state.committed) == self.bounds.records;
             if ended {
                 break;
@@ -801,6 +918,12 @@ impl Protocol {
                 (answer.from + 1..answer.end).for_each(|before| start(Call::Accept(token, Some(before))));
                 start(Call::Release(token));
                 start(Call::Renew(token));
+            }
+        }
+        if state.left.reject > 0 {
+            for (token, answer) in (0..).zip(&state.answers).filter(|(_, answer)| answer.given) {
+                start(Call::Reject(token, None));
+                (answer.from..answer.end).for_each(|record| start(Call::Reject(token, Some(record))));
             }
         }
     }
@@ -861,6 +984,7 @@ impl Protocol {
                     Call::Manual(..) => &mut left.manual,
                     Call::Keep => &mut left.keep,
                     Call::Seek(_) => &mut left.seek,
+                    Call::Reject(..) => &mut left.reject,
                     _ => &mut left.acknowledge,
                 } -= 1;
                 if let Call::Release(token) = call {
@@ -880,8 +1004,11 @@ impl Protocol {
                 let function = &mut state.functions[usize::from(who)];
                 function.seen = state.committed;
                 function.phase = Phase::Read;
-                if !free && function.call != Some(Call::Keep) {
+                let hopeless = values.is_hopeless(state.committed);
+                if function.call != Some(Call::Keep) && (!free || function.call == Some(Call::Bury) && !hopeless) {
                     Self::finish(state, who);
+                } else if function.call != Some(Call::Keep) && hopeless {
+                    function.call = Some(Call::Bury);
                 }
             }
             Action::Unblock(who) => self.claim(state, who),
@@ -959,6 +1086,7 @@ impl Model for Protocol {
             phase: Phase::Idle,
             call: None,
             seen: 0,
+            without: 0,
             base: 0,
             wanted: 0,
             claimed: false,
@@ -983,6 +1111,7 @@ impl Model for Protocol {
                 manual: bounds.manual,
                 keep: bounds.keep,
                 acknowledge: bounds.acknowledge,
+                reject: bounds.reject,
                 seek: bounds.seek,
                 losses: bounds.losses,
                 kills: bounds.kills,
@@ -990,6 +1119,7 @@ impl Model for Protocol {
                 crowds: bounds.crowds,
             },
             fates,
+            letters: [0; RECORDS],
             given: [false; RECORDS],
             answers: [Answer { given: false, from: 0, end: 0, until: 0, over: false, sought: false }; TOKENS],
             fault: None,
@@ -1119,6 +1249,9 @@ impl Model for Protocol {
             format!("{}{leased}", values.offset(stored))
         };
         let mut line = format!("tick {}, position {}", state.tick, show(state.committed));
+        for (record, letters) in (0_u8..).zip(state.letters).filter(|(_, letters)| *letters > 0) {
+            let _ = write!(line, ", {letters} letters of {record}");
+        }
         if let Some(Transaction { owner, wanted, ending, prepared, .. }) = state.transaction {
             let progress = if prepared {
                 "decided"

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use kafka_gateway::kafka::decide::{CLOCK_SKEW_MS, Intent, Verdict, decide};
+use kafka_gateway::kafka::decide::{CLOCK_SKEW_MS, Intent, Verdict, decide, is_suspect};
 use kafka_gateway::kafka::position::{Hash, Holder, Mark, Position, Stamp};
 
 /// One tick of the model's clock. Clocks that differ by the allowed skew are one tick apart.
@@ -17,6 +17,9 @@ pub(crate) const LEASE_TICKS: u8 = 1;
 
 /// The number of a committed offset with its metadata.
 pub(crate) type Stored = u16;
+
+/// Records, a bit for each.
+pub(crate) type Set = u8;
 
 /// What a call is about, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +34,10 @@ pub(crate) enum Call {
     Accept(u8, Option<i8>),
     /// `release` of this token's lease.
     Release(u8),
+    /// `reject` of one record of this token's lease, or of all that is left of it.
+    Reject(u8, Option<i8>),
+    /// What a `consume` becomes that meets a hopeless record first.
+    Bury,
     /// `renew` of this token's lease.
     Renew(u8),
     /// `seek` to an offset.
@@ -40,7 +47,7 @@ pub(crate) enum Call {
 impl Call {
     /// Whether it begins with a look at the position, without a claim.
     pub(crate) fn looks(self) -> bool {
-        matches!(self, Self::Auto(_) | Self::Manual(..) | Self::Keep)
+        matches!(self, Self::Auto(_) | Self::Manual(..) | Self::Keep | Self::Bury)
     }
 }
 
@@ -51,6 +58,8 @@ pub(crate) struct Question {
     pub(crate) base: Stored,
     /// The position that the call has seen before.
     pub(crate) seen: Stored,
+    /// The position whose settled records it has left out: the one that it has seen.
+    pub(crate) without: Stored,
     /// What is asked.
     pub(crate) call: Call,
     /// The end of the log.
@@ -68,6 +77,8 @@ pub(crate) struct Question {
 pub(crate) enum Ruling {
     /// Commit this.
     Commit(Stored),
+    /// Commit this, and write the letters of these records.
+    Bury(Stored, Set),
     /// See [`Verdict::Already`].
     Already,
     /// See [`Verdict::Moved`].
@@ -88,6 +99,8 @@ pub(crate) struct Values {
     rulings: HashMap<Question, Ruling>,
     /// Whether a mark counts only beside the offset that it was made for.
     bound: bool,
+    /// `DLQ_MAX_DELIVERIES`; nothing is buried without it.
+    most: Option<u32>,
 }
 
 /// Milliseconds by a clock that shows so many ticks.
@@ -107,8 +120,8 @@ fn small(offset: i64) -> i8 {
 
 impl Values {
     /// An empty book. If `bound` is false, marks are read without a look at the offset that they were made for.
-    pub(crate) fn new(bound: bool) -> Self {
-        Self { list: Vec::new(), numbers: HashMap::new(), rulings: HashMap::new(), bound }
+    pub(crate) fn new(bound: bool, most: Option<u32>) -> Self {
+        Self { list: Vec::new(), numbers: HashMap::new(), rulings: HashMap::new(), bound, most }
     }
 
     /// The number of an offset with metadata, as somebody commits it.
@@ -148,20 +161,46 @@ impl Values {
         self.position(stored).live_lease(at(now)).is_some()
     }
 
+    /// Whether a record is settled, by what a position's mark says.
+    pub(crate) fn is_done(&self, stored: Stored, record: i8) -> bool {
+        self.position(stored).done(i64::from(self.offset(stored))).contains(i64::from(record))
+    }
+
+    /// Whether the first record from a position on is to be buried.
+    pub(crate) fn is_hopeless(&self, stored: Stored) -> bool {
+        let (position, first) = (self.position(stored), i64::from(self.offset(stored)));
+        self.most.is_some_and(|most| position.known(first).is_some_and(|mark| mark.is_hopeless(first, most)))
+    }
+
     /// Asks the shipped decision function.
     pub(crate) fn decide(&mut self, question: Question) -> Ruling {
         if let Some(ruling) = self.rulings.get(&question) {
             return *ruling;
         }
-        let Question { base, seen, call, end, sandbox, now, nonce } = question;
-        let seen_offset = self.position(seen).committed;
-        let from = i64::from(self.offset(seen));
-        let next = |limit: i8| (from + i64::from(limit)).min(i64::from(end));
+        let Question { base, seen, without, call, end, sandbox, now, nonce } = question;
+        let position = self.position(seen);
+        let (seen_offset, from) = (position.committed, i64::from(self.offset(seen)));
+        let without = self.position(without).done(from);
+        // What a window holds: the records from there on that are not settled.
+        let next = |limit: i8| {
+            let open = (from..i64::from(end)).filter(|offset| !without.contains(*offset));
+            open.take(usize::try_from(limit).expect("a count")).last().map_or(from, |last| last + 1)
+        };
+        let deliveries = position.known(from).map_or(0, |mark| mark.deliveries(from));
+        let suspect = self.most.is_some_and(|most| is_suspect(deliveries, most));
         let lease_ms = u64::from(LEASE_TICKS) * TICK_MS;
         let intent = match call {
-            Call::Auto(limit) => Intent::Take { seen: seen_offset, next: next(limit) },
+            Call::Auto(limit) => Intent::Take { seen: seen_offset, from, next: next(limit), without: without.clone() },
             Call::Manual(limit, token) => {
-                Intent::Lease { seen: seen_offset, from, next: next(limit), lease_ms, holder: holder(token) }
+                let limit = if suspect { 1 } else { limit };
+                let (next, alone, holder) = (next(limit), (limit == 1).then_some(from), holder(token));
+                Intent::Lease { seen: seen_offset, from, next, without: without.clone(), alone, lease_ms, holder }
+            }
+            Call::Bury => Intent::Bury { seen: seen_offset, record: from, most: self.most.expect("a limit") },
+            Call::Reject(token, record) => {
+                let records = record.map(|record| vec![i64::from(record)]);
+                let there = (0..i64::from(end)).collect();
+                Intent::Reject { holder: holder(token), records, there, reason: String::new() }
             }
             // A renewal, since that leaves less to a mark's past.
             Call::Keep => Intent::Keep { seen: seen_offset, from, renewal: true },
@@ -173,6 +212,11 @@ impl Values {
         let stamp = Stamp { nonce: u64::from(nonce), sandbox: u32::from(sandbox), now: at(now) };
         let ruling = match decide(self.position(base), &intent, stamp) {
             Verdict::Commit(mark) => Ruling::Commit(self.store(Some(mark.offset), &mark.to_metadata())),
+            Verdict::Bury(mark, dying) => {
+                let dying = dying.into_iter().fold(0, |set, offset| set | 1 << offset);
+                Ruling::Bury(self.store(Some(mark.offset), &mark.to_metadata()), dying)
+            }
+            Verdict::TooScattered => unreachable!("there are few records here"),
             Verdict::Already => Ruling::Already,
             Verdict::Moved => Ruling::Moved,
             Verdict::Leased => Ruling::Leased,

@@ -72,6 +72,7 @@ impl Session {
         let hint = |at: At| self.parts.consumers.hint(&self.topics[at.0].from, at.1);
         seen.iter()
             .filter(|seen| seen.from != seen.end && !learned.too_large.contains_key(&seen.at))
+            .filter(|seen| !learned.unburied.contains_key(&seen.at))
             .filter(|seen| seen.position.live_lease(now).is_none())
             .filter(|seen| learned.barren.get(&seen.at) != Some(&(seen.from, seen.end)))
             .filter(|seen| !hint(seen.at).is_barren(seen.from, seen.end))

@@ -53,6 +53,8 @@ pub(super) struct Learned {
     pub(super) alone: Option<At>,
     /// Offset and size of records that are too large for a whole answer.
     pub(super) too_large: HashMap<At, (i64, usize)>,
+    /// Why a partition's next record, which is given up, could not become a dead letter.
+    pub(super) unburied: HashMap<At, Error>,
     /// From where to where there is no record. Slots know it too, but may be evicted, and then the call would never end.
     pub(super) barren: HashMap<At, (i64, i64)>,
     /// Partitions whose positions it has renewed.
@@ -143,6 +145,9 @@ impl Session {
                         return Err(error);
                     }
                     continue;
+                }
+                if let Some((at, error)) = learned.unburied.drain().next() {
+                    return Err(self.about(at, error));
                 }
             } else {
                 let outcome = self.take(&waiting, &learned).await?;

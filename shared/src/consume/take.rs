@@ -59,7 +59,9 @@ impl Session {
         };
         let parts = Arc::clone(&self.parts);
         let taken = blocking(self.deadline, move |until| {
-            slot.take(parts.consumers.tools(until, &AtomicBool::new(false)), &ask, |_, _| Ok(1))
+            let committing = AtomicBool::new(false);
+            let tools = parts.consumers.tools(until, &committing);
+            slot.take(tools, &parts.consumers.dead_letters, &ask, |_, _, _| Ok(1))
         });
         match taken.await? {
             Taken::Records { records, until } if records.iter().any(|record| record.offset == offset) => {
@@ -120,7 +122,8 @@ impl Session {
                 let Seen { at, position, from, end } = seen;
                 let ask = Ask { seen: position, from, end, records: limit, bytes: budget, ack };
                 let mut messages = Vec::new();
-                let taken = slot.take(parts.consumers.tools(until, &committing), &ask, |records, position| {
+                let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
+                let taken = slot.take(tools, dead_letters, &ask, |records, position, limit| {
                     let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
                     let attempt = |offset| manual.then(|| delivered(offset) + 1);
                     // Before anything is claimed: without the registry, the records stay where they are.
@@ -157,7 +160,7 @@ impl Session {
                 let (topic, partition) = (self.topic(*at), at.1);
                 tracing::warn!(%error, %topic, partition, "a partition's records may be skipped, beside others handed out");
             }
-            if let Some(error) = &outcome.failed {
+            for error in outcome.failed.iter().chain(outcome.unburied.iter().map(|(_, error)| error)) {
                 tracing::warn!(error_chain = error.chain().join(": "), "a partition failed, beside others handed out");
             }
         }
@@ -206,6 +209,9 @@ pub(super) struct Outcome {
     whole: bool,
     pub(super) undecided: Vec<(At, Error)>,
     lost: bool,
+    /// Whether a record became a dead letter: there may be others behind it.
+    buried: bool,
+    unburied: Vec<(At, Error)>,
     /// Partitions without a record from the position to the end.
     barren: Vec<At>,
     failed: Option<Error>,
@@ -221,6 +227,8 @@ impl Outcome {
             Ok(Taken::Nothing) => self.barren.push(at),
             Ok(Taken::Lost) => self.lost = true,
             Ok(Taken::TooLarge { offset, size }) => self.too_large.push((at, offset, size)),
+            Ok(Taken::Buried) => self.buried = true,
+            Ok(Taken::Unburied(error)) => self.unburied.push((at, error)),
             Ok(Taken::Undecided(error)) => self.undecided.push((at, error)),
             Err(error) => self.failed = Some(session.about(at, error)),
         }
@@ -239,7 +247,8 @@ impl Outcome {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let news = !self.barren.is_empty() || !self.too_large.is_empty();
+        let news = !self.barren.is_empty() || !self.too_large.is_empty() || self.buried || !self.unburied.is_empty();
+        learned.unburied.extend(self.unburied);
         for seen in waiting.iter().filter(|seen| self.barren.contains(&seen.at)) {
             learned.barren.insert(seen.at, (seen.from, seen.end));
         }

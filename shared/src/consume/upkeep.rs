@@ -87,7 +87,8 @@ impl Session {
         let (parts, seen) = (Arc::clone(&self.parts), seen.clone());
         blocking(self.deadline, move |until| {
             let intent = Intent::Keep { seen: seen.position.committed, from: seen.from, renewal };
-            match slot.step(parts.consumers.tools(until, &AtomicBool::new(false)), &intent, Some(&seen.position))? {
+            let committing = AtomicBool::new(false);
+            match slot.step(parts.consumers.tools(until, &committing), &intent, Some(&seen.position), None)? {
                 Stepped::Committed(_) => Ok(true),
                 Stepped::Refused(..) | Stepped::Fenced => Ok(false),
                 Stepped::Undecided(error) => Err(error),

@@ -15,6 +15,7 @@ use crate::errors::{Code, Error};
 use crate::kafka::consumers::blocking;
 use crate::kafka::fetch::{Fetched, Window};
 use crate::kafka::group::{Group, Offsets, out_of_range, places};
+use crate::kafka::ranges::Ranges;
 use crate::kafka::reader::Reader;
 use crate::messages::{budget, choose};
 use crate::names::TopicName;
@@ -316,7 +317,7 @@ impl<'a> Session<'a> {
                     Err(error) => return (partition, Err(error)),
                 };
                 let filled = blocking(deadline, move |until| {
-                    let fetched = window.fill(from, count, bytes, end, until)?;
+                    let fetched = window.fill((from, &Ranges::default()), count, bytes, end, until)?;
                     Ok((window, fetched))
                 });
                 (partition, filled.await)

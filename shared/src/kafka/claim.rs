@@ -21,12 +21,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
-use super::client::{self, Client, Context, NO_TOPIC, Settings};
+use super::client::{self, Client, Context, NO_TOPIC, Report, Settings};
 use super::error::unreachable;
 use super::group::{Group, marked};
 use super::position::{Mark, Position};
+use super::producer::{NewRecord, headers};
 use crate::config::KafkaConfig;
 use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
@@ -51,7 +52,12 @@ pub fn settings(config: &KafkaConfig) -> Settings {
         // A holder that is frozen with a transaction open holds stable readers up for this long, and somewhat more.
         .set("transaction.timeout.ms", "10000")
         .set("message.timeout.ms", "10000")
-        .set("linger.ms", "0");
+        .set("linger.ms", "0")
+        // Of dead letters. A topic's limit is one for whole batches: so what is near such a limit has a batch of its own,
+        // and what is too large the topic says. Keys go where Java's clients send them.
+        .set("batch.size", "65536")
+        .set("message.max.bytes", "20000000")
+        .set("partitioner", "murmur2_random");
     settings
 }
 
@@ -64,6 +70,15 @@ pub enum Committed {
     Fenced,
     /// It may be done or not; [`Claim::settle`] finds out.
     Undecided(KafkaError),
+}
+
+/// Dead letters that are written in the transaction that settles their records.
+#[derive(Debug)]
+pub struct Letters {
+    /// The topic, which is there.
+    pub topic: TopicName,
+    /// The letters, each with the offset of its record.
+    pub list: Vec<(i64, NewRecord)>,
 }
 
 /// The right to move one group's position in one partition, as long as nobody else claims it.
@@ -124,14 +139,20 @@ impl Claim {
         self.group.position((&self.topic, self.partition), patience(until))
     }
 
-    /// Commits the mark's offset, with the mark. After anything but `Ok(Committed::Yes)` the
-    /// claim is used up and must be dropped.
+    /// Commits the mark's offset, with the mark, and with dead letters, if there are any: all of it or nothing. After
+    /// anything but `Ok(Committed::Yes)` the claim is used up and must be dropped.
     ///
     /// `committing` is set when the outcome begins to be open.
     ///
     /// Errors: `409 group_in_use` (by the coordinator, or by the group's description: see [`Guard`](super::brokers::Guard)),
-    /// `403` by Kafka's ACLs, `503`, `504`: nothing is committed.
-    pub fn commit(&self, mark: &Mark, until: Instant, committing: &AtomicBool) -> Result<Committed, Error> {
+    /// `403` by Kafka's ACLs, `413` for a letter that its topic does not take, `503`, `504`: nothing is committed.
+    pub fn commit(
+        &self,
+        mark: &Mark,
+        letters: Option<&Letters>,
+        until: Instant,
+        committing: &AtomicBool,
+    ) -> Result<Committed, Error> {
         let offsets = marked(&self.topic, self.partition, mark)?;
         let metadata = self.group.metadata()?;
         self.group.require_free(patience(until))?;
@@ -139,6 +160,15 @@ impl Claim {
             Ok(()) => {}
             Err(error) if error.rdkafka_error_code().is_some_and(is_fenced) => return Ok(Committed::Fenced),
             Err(error) => return Err(unreachable(error)),
+        }
+        if let Err((offset, error)) = letters.map_or(Ok(()), |letters| self.write(letters, patience(until))) {
+            let _ = self.producer.abort_transaction(patience(until));
+            let fenced = self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code));
+            return if fenced {
+                Ok(Committed::Fenced)
+            } else {
+                Err(unwritten(&error).with("offset", offset).source(error))
+            };
         }
         if let Err(error) = self.producer.send_offsets_to_transaction(&offsets, &metadata, patience(until)) {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
@@ -163,6 +193,39 @@ impl Claim {
             Ok(()) => Ok(Committed::Yes),
             Err(error) => Ok(Committed::Undecided(error)),
         }
+    }
+
+    /// Writes letters into the open transaction, and waits until all in-sync replicas have them. Otherwise: the offset of
+    /// a record whose letter was not written, and why.
+    fn write(&self, letters: &Letters, patience: Duration) -> Result<(), (i64, KafkaError)> {
+        let until = Instant::now() + patience;
+        let mut reports = Vec::with_capacity(letters.list.len());
+        for (offset, letter) in &letters.list {
+            let report = Report::default();
+            let mut record: BaseRecord<'_, [u8], [u8], Report> =
+                BaseRecord::with_opaque_to(letters.topic.as_str(), Arc::clone(&report));
+            record.key = letter.key.as_deref();
+            record.payload = letter.value.as_deref();
+            record.partition = letter.partition;
+            record.timestamp = letter.timestamp;
+            record.headers = headers(letter);
+            self.producer.send(record).map_err(|(error, _)| (*offset, error))?;
+            reports.push((*offset, report));
+        }
+        // Not `flush`, which looks only every 100 ms.
+        while self.producer.in_flight_count() > 0 {
+            if Instant::now() >= until {
+                let first = reports.first().map_or(0, |(offset, _)| *offset);
+                return Err((first, KafkaError::MessageProduction(RDKafkaErrorCode::OperationTimedOut)));
+            }
+            self.producer.poll(Duration::from_millis(1));
+        }
+        let failed = || reports.iter().filter_map(|(offset, report)| Some((*offset, report.get()?.clone())));
+        // Once one has failed the others are purged.
+        let purged = |error: &KafkaError| {
+            matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight))
+        };
+        failed().find(|(_, error)| !purged(error)).or_else(|| failed().next()).map_or(Ok(()), Err)
     }
 
     /// Whether a commit on top of `base` whose outcome was lost was done after all.
@@ -193,6 +256,22 @@ impl Claim {
             return Err(Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell"));
         }
         Ok((claim, done))
+    }
+}
+
+/// Why a letter was not written, to the caller. Its topic was there just now; if it is gone, the next try makes it again.
+fn unwritten(error: &KafkaError) -> Error {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge) => {
+            let detail = "The dead letter is larger than the dead-letter topic allows (max.message.bytes)";
+            Error::new(Code::RecordTooLarge, detail)
+        }
+        Some(
+            RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownPartition,
+        ) => Error::new(Code::BrokerUnavailable, "The dead-letter topic is gone; try again"),
+        _ => unreachable(error.clone()),
     }
 }
 

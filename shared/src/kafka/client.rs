@@ -1,7 +1,7 @@
 //! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
@@ -9,7 +9,7 @@ use rdkafka::client::Client as Inner;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{BaseProducer, FutureProducer};
+use rdkafka::producer::{BaseProducer, DeliveryResult, FutureProducer, ProducerContext};
 use rdkafka::{ClientContext, Statistics};
 
 use crate::config::{KafkaConfig, Security};
@@ -214,10 +214,18 @@ impl ClientContext for Context {
 
 impl rdkafka::consumer::ConsumerContext for Context {}
 
-impl rdkafka::producer::ProducerContext for Context {
-    type DeliveryOpaque = ();
+/// What became of a record that a producer of this context has sent: why it was not written, if it was not.
+pub type Report = Arc<OnceLock<KafkaError>>;
 
-    fn delivery(&self, _: &rdkafka::producer::DeliveryResult<'_>, (): ()) {}
+impl ProducerContext for Context {
+    type DeliveryOpaque = Report;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, report: Report) {
+        if let Err((error, _)) = result {
+            // Said once for each record.
+            let _ = report.set(error.clone());
+        }
+    }
 }
 
 #[cfg(test)]

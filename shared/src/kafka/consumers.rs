@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::brokers::Brokers;
 use super::client::Settings;
+use super::dead_letters::DeadLetters;
 use super::decide::{Intent, Verdict};
 use super::fetch::AtHand;
 use super::handover::{Hint, Slot, Stepped, Tools};
@@ -58,10 +59,15 @@ pub async fn blocking<T: Send + 'static>(
 /// How a step ended that was taken until it was decided.
 #[derive(Debug)]
 pub enum Decided {
-    /// It is committed, with this mark.
-    Committed(Box<Mark>),
+    /// It is committed.
+    Committed {
+        /// With this mark.
+        mark: Box<Mark>,
+        /// The offsets of records that were to be rejected, and are gone.
+        gone: Vec<i64>,
+    },
     /// The position, as it is, does not allow it.
-    Refused(Verdict, Position),
+    Refused(Verdict, Box<Position>),
 }
 
 /// The sandbox's groups and partitions.
@@ -74,6 +80,8 @@ pub struct Consumers {
     pub sandbox: u32,
     /// How records are delivered.
     pub delivery: Delivery,
+    /// Where those go that are given up.
+    pub dead_letters: DeadLetters,
     groups: Mutex<LruCache<GroupId, Arc<Group>>>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
 }
@@ -87,6 +95,7 @@ impl Consumers {
             claim_settings: claim::settings(config),
             sandbox: rand::random(),
             delivery: config.delivery,
+            dead_letters: DeadLetters::new(config),
             groups: Mutex::new(LruCache::new(GROUPS)),
             slots: Mutex::new(LruCache::unbounded()),
         }
@@ -199,10 +208,12 @@ impl Consumers {
             if let Some(mut slot) = self.slot(of, group, partition)? {
                 let (consumers, intent) = (Arc::clone(self), intent.clone());
                 let stepped = blocking(deadline, move |until| {
-                    slot.step(consumers.tools(until, &AtomicBool::new(false)), &intent, None)
+                    let committing = AtomicBool::new(false);
+                    slot.settle(consumers.tools(until, &committing), &consumers.dead_letters, &intent)
                 });
-                match stepped.await? {
-                    Stepped::Committed(mark) => return Ok(Decided::Committed(mark)),
+                let (stepped, gone) = stepped.await?;
+                match stepped {
+                    Stepped::Committed(mark) => return Ok(Decided::Committed { mark, gone }),
                     Stepped::Refused(verdict, position) => return Ok(Decided::Refused(verdict, position)),
                     Stepped::Undecided(error) => return Err(error),
                     Stepped::Fenced => {}

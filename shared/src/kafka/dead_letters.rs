@@ -26,8 +26,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Where the records go that no consumer can use, and when.
 pub struct DeadLetters {
     suffix: Suffix,
-    /// `DLQ_MAX_DELIVERIES`: how often a record is delivered under leases before it is given up.
-    pub max_deliveries: u32,
+    max_deliveries: u32,
     settings: Settings,
     /// Made when it is first needed: most sandboxes never see a dead letter.
     admin: OnceLock<Client<AdminClient<Context>>>,
@@ -55,6 +54,12 @@ impl DeadLetters {
     /// The dead-letter topic of `origin`, if it can have one (see [`Suffix::topic_of`]).
     pub fn topic_of(&self, origin: &TopicName) -> Option<TopicName> {
         self.suffix.topic_of(origin)
+    }
+
+    /// How often a record of `origin` is delivered under leases before it is given up (`DLQ_MAX_DELIVERIES`); none, where
+    /// there is no dead-letter topic for it to go to.
+    pub fn most(&self, origin: &TopicName) -> Option<u32> {
+        self.topic_of(origin).map(|_| self.max_deliveries)
     }
 
     /// Makes sure that the dead-letter topic of `origin` exists: how many partitions it has. Blocks; call it from

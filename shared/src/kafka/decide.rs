@@ -5,6 +5,7 @@
 //! function.
 
 use super::position::{Holder, Lease, Mark, Position, Stamp};
+use super::ranges::Ranges;
 
 /// How far the wall clocks of two sandboxes may lie apart. A lease is taken over only this long after it has expired by
 /// the taker's clock; its holder may settle it for as long as nobody has. Lambda's clocks are kept within milliseconds
@@ -18,8 +19,12 @@ pub enum Intent {
     Take {
         /// The committed offset that the records were read from.
         seen: Option<i64>,
+        /// Where the records begin; other than `seen`, where there was no position, or none within the log.
+        from: i64,
         /// The offset after the last record.
         next: i64,
+        /// The settled records from there on, as they were seen: these were left out.
+        without: Ranges,
     },
     /// Hand out all records up to `next`, under a lease (`ack=manual`).
     Lease {
@@ -29,6 +34,10 @@ pub enum Intent {
         from: i64,
         /// The offset after the last record.
         next: i64,
+        /// The settled records from there on, as they were seen: these were left out.
+        without: Ranges,
+        /// The record, if there is only one.
+        alone: Option<i64>,
         /// For how long, in milliseconds.
         lease_ms: u64,
         /// Who gets it.
@@ -55,6 +64,27 @@ pub enum Intent {
         /// Who holds it.
         holder: Holder,
     },
+    /// Settle records of a lease with a dead letter each.
+    Reject {
+        /// Who holds it.
+        holder: Holder,
+        /// Their offsets, in order; all of the lease, if absent.
+        records: Option<Vec<i64>>,
+        /// The offsets of all records that are there, from the position seen before to the lease's end, in order. What is
+        /// not among them is gone, or was never a record.
+        there: Vec<i64>,
+        /// Why, in the holder's words.
+        reason: String,
+    },
+    /// Settle the first record from the position on with a dead letter, if it was delivered in vain for too often.
+    Bury {
+        /// The committed offset that the record was found from.
+        seen: Option<i64>,
+        /// Its offset.
+        record: i64,
+        /// How often a record may be delivered.
+        most: u32,
+    },
     /// Make a lease last longer.
     Renew {
         /// Who holds it.
@@ -74,6 +104,8 @@ pub enum Intent {
 pub enum Verdict {
     /// Commit this mark, at its offset.
     Commit(Box<Mark>),
+    /// Commit this mark, at its offset, and write the dead letters of the records at these offsets: both, or neither.
+    Bury(Box<Mark>, Vec<i64>),
     /// The step was done before; nothing is to be committed.
     Already,
     /// The position is not the one that was seen.
@@ -84,8 +116,17 @@ pub enum Verdict {
     LeaseLost,
     /// The token is another principal's.
     NotTheirs,
-    /// The lease does not reach that far.
+    /// What is asked for is not, or no longer, part of the lease.
     BeyondLease,
+    /// The settled records lie in more ranges than a mark can hold.
+    TooScattered,
+}
+
+/// Whether a record may be what makes its consumers fail, after so many deliveries of `most`: then it is delivered alone,
+/// so that it is known to be the one, and its neighbours are not given up with it.
+pub fn is_suspect(deliveries: u32, most: u32) -> bool {
+    let next = deliveries.saturating_add(1);
+    next >= most || deliveries.saturating_mul(2) >= most
 }
 
 impl Position {
@@ -100,19 +141,30 @@ impl Position {
 pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
     let mark = position.mark.as_ref();
     match intent {
-        Intent::Take { seen, next } => {
-            if let Some(refused) = not_free(position, *seen, stamp) {
+        Intent::Take { seen, from, next, without } => {
+            if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
-            Verdict::Commit(Box::new(Mark::next(mark, *next, stamp)))
+            Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).passing(*next)))
         }
-        Intent::Lease { seen, from, next, lease_ms, holder } => {
-            if let Some(refused) = not_free(position, *seen, stamp) {
+        Intent::Lease { seen, from, next, without, alone, lease_ms, holder } => {
+            if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
             let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
-            let mark = Mark::next(mark, *from, stamp).delivering(*next).with_lease(lease);
+            let mark = Mark::next(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
             Verdict::Commit(Box::new(mark))
+        }
+        Intent::Bury { seen, record, most } => {
+            if let Some(refused) = not_free(position, *seen, stamp) {
+                return refused;
+            }
+            // Settled or delivered meanwhile, by somebody who left the position where it was.
+            if !position.known(*record).is_some_and(|mark| !mark.is_done(*record) && mark.is_hopeless(*record, *most)) {
+                return Verdict::Moved;
+            }
+            let buried = Mark::next(mark, position.committed.unwrap_or(*record), stamp).passing(*record + 1);
+            Verdict::Bury(Box::new(buried), vec![*record])
         }
         Intent::Keep { seen, from, renewal } => {
             if position.committed != *seen {
@@ -138,13 +190,9 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if before <= offset {
                 return Verdict::Already;
             }
-            let accepted = Mark::next(mark, before, stamp);
-            Verdict::Commit(Box::new(if before == end {
-                accepted.settling(holder.clone(), true)
-            } else {
-                accepted.with_lease(lease.clone())
-            }))
+            Verdict::Commit(Box::new(going_on(Mark::next(mark, offset, stamp).passing(before), lease)))
         }
+        Intent::Reject { holder, records, there, .. } => reject(position, holder, records.as_deref(), there, stamp),
         Intent::Release { holder } => match own_lease(position, holder, false) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
@@ -161,8 +209,59 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Err(Verdict::Already) => Verdict::LeaseLost,
             Err(verdict) => verdict,
         },
-        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::next(mark, *to, stamp).anew())),
+        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp))),
     }
+}
+
+/// The same mark, with what is left of a lease; or with that settled, if nothing is left.
+fn going_on(mark: Mark, lease: &Lease) -> Mark {
+    if mark.offset >= lease.end { mark.settling(lease.holder.clone(), true) } else { mark.with_lease(lease.clone()) }
+}
+
+/// Settles `records` of a lease, of which those are written as dead letters that are `there`.
+fn reject(position: &Position, holder: &Holder, records: Option<&[i64]>, there: &[i64], stamp: Stamp) -> Verdict {
+    let reject = holder.rejection(records);
+    if position.mark.as_ref().is_some_and(|mark| mark.remembers(&reject)) {
+        return Verdict::Already;
+    }
+    let lease = match own_lease(position, holder, true) {
+        Ok(lease) => lease,
+        // Settled otherwise: there will be no letter.
+        Err(Verdict::Already) => return Verdict::LeaseLost,
+        Err(verdict) => return verdict,
+    };
+    let leased = position.committed.unwrap_or(lease.end)..lease.end;
+    let is_done = |offset: &i64| position.mark.as_ref().is_some_and(|mark| mark.is_done(*offset));
+    let (ranges, letters) = match records {
+        None => {
+            let letters = there.iter().filter(|offset| leased.contains(offset) && !is_done(offset)).copied().collect();
+            (vec![(leased.start, leased.end)], letters)
+        }
+        Some(records) if !records.iter().all(|record| leased.contains(record)) => return Verdict::BeyondLease,
+        Some(records) => {
+            let wanted: Vec<i64> = records.iter().filter(|offset| !is_done(offset)).copied().collect();
+            if wanted.is_empty() {
+                return Verdict::Already;
+            }
+            // With the offsets around it that have no record: nobody could settle those, and the lease would never end.
+            let around = |record: i64| {
+                let (before, after) = there.split_at(there.partition_point(|offset| *offset < record));
+                let next = after.iter().find(|offset| **offset > record);
+                (before.last().map_or(leased.start, |last| last + 1), next.map_or(leased.end, |next| *next))
+            };
+            let ranges = wanted.iter().map(|record| around(*record)).collect();
+            (ranges, wanted.into_iter().filter(|offset| there.binary_search(offset).is_ok()).collect())
+        }
+    };
+    match Mark::next(position.mark.as_ref(), leased.start, stamp).rejecting(&ranges, reject) {
+        Some(mark) => Verdict::Bury(Box::new(going_on(mark, lease)), letters),
+        None => Verdict::TooScattered,
+    }
+}
+
+/// `Moved`, where other records are settled than those that were left out.
+fn unlike(position: &Position, from: i64, without: &Ranges) -> Option<Verdict> {
+    (position.done(from) != *without).then_some(Verdict::Moved)
 }
 
 /// Why records may not be handed out, if they may not.
@@ -188,168 +287,4 @@ fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::position::{Hash, now_ms};
-    use super::*;
-
-    const LEASE_MS: u64 = 30_000;
-
-    fn holder(name: &str) -> Holder {
-        Holder { token: Hash::of(&[name.as_bytes()]), principal: Hash::of(&[name.as_bytes(), b"principal"]) }
-    }
-
-    fn at(now: u64) -> Stamp {
-        Stamp { nonce: now, sandbox: 1, now }
-    }
-
-    /// The position after a step that must be allowed.
-    fn after(position: &Position, intent: &Intent, now: u64) -> Position {
-        match decide(position, intent, at(now)) {
-            Verdict::Commit(mark) => Position { committed: Some(mark.offset), mark: Some(*mark) },
-            other => panic!("{intent:?}: {other:?}"),
-        }
-    }
-
-    fn lease(seen: Option<i64>, from: i64, next: i64, name: &str) -> Intent {
-        Intent::Lease { seen, from, next, lease_ms: LEASE_MS, holder: holder(name) }
-    }
-
-    fn accept(name: &str, before: Option<i64>) -> Intent {
-        Intent::Accept { holder: holder(name), before }
-    }
-
-    #[test]
-    fn a_live_lease_keeps_everybody_else_away_and_an_expired_one_nobody() {
-        let leased = after(&Position::default(), &lease(None, 3, 10, "a"), 0);
-        assert_eq!(leased.committed, Some(3), "leased records are not committed");
-        let take = Intent::Take { seen: Some(3), next: 5 };
-        for now in [1, LEASE_MS, LEASE_MS + CLOCK_SKEW_MS - 1] {
-            assert_eq!(decide(&leased, &take, at(now)), Verdict::Leased, "{now}");
-            assert_eq!(decide(&leased, &lease(Some(3), 3, 5, "b"), at(now)), Verdict::Leased);
-        }
-        let expired = LEASE_MS + CLOCK_SKEW_MS;
-        let again = after(&leased, &lease(Some(3), 3, 5, "b"), expired);
-        let mark = again.mark.as_ref().expect("a mark");
-        assert_eq!((mark.deliveries(3), mark.deliveries(4), mark.deliveries(5), mark.deliveries(10)), (2, 2, 1, 0));
-        assert_eq!(decide(&again, &accept("a", None), at(expired)), Verdict::LeaseLost);
-        assert_eq!(after(&leased, &take, expired).committed, Some(5));
-    }
-
-    #[test]
-    fn an_expired_lease_may_be_settled_as_long_as_nobody_took_it() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        assert_eq!(after(&leased, &accept("a", None), 10 * LEASE_MS).committed, Some(10));
-    }
-
-    #[test]
-    fn accepting_in_parts_and_again() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let part = after(&leased, &accept("a", Some(4)), 1);
-        assert_eq!(part.committed, Some(4));
-        assert_eq!(
-            decide(&part, &Intent::Take { seen: Some(4), next: 5 }, at(2)),
-            Verdict::Leased,
-            "the rest is leased"
-        );
-        assert_eq!(decide(&part, &accept("a", Some(4)), at(2)), Verdict::Already);
-        assert_eq!(decide(&part, &accept("a", Some(2)), at(2)), Verdict::Already);
-        assert_eq!(decide(&part, &accept("a", Some(11)), at(2)), Verdict::BeyondLease);
-        let whole = after(&part, &accept("a", None), 3);
-        assert_eq!(whole.committed, Some(10));
-        assert_eq!(decide(&whole, &accept("a", None), at(4)), Verdict::Already);
-        let next = after(&whole, &lease(Some(10), 10, 12, "b"), 5);
-        assert_eq!(decide(&next, &accept("a", None), at(6)), Verdict::Already, "also when others have followed");
-        assert_eq!(decide(&whole, &Intent::Release { holder: holder("a") }, at(4)), Verdict::LeaseLost);
-    }
-
-    #[test]
-    fn releasing_gives_back_at_once_and_counts() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let release = Intent::Release { holder: holder("a") };
-        let free = after(&leased, &release, 1);
-        assert_eq!(free.committed, Some(0));
-        assert_eq!(decide(&free, &release, at(2)), Verdict::Already);
-        assert_eq!(decide(&free, &accept("a", None), at(2)), Verdict::LeaseLost);
-        let again = after(&free, &lease(Some(0), 0, 10, "b"), 2);
-        assert_eq!(again.mark.expect("a mark").deliveries(9), 2);
-    }
-
-    #[test]
-    fn renewing_extends_and_keeping_changes_nothing() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let kept = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: true }, 5);
-        assert_eq!(
-            kept.mark.as_ref().and_then(|mark| mark.lease.clone()),
-            leased.mark.as_ref().and_then(|mark| mark.lease.clone())
-        );
-        let ago = |position: &Position| position.mark.as_ref().map(Mark::renewed_ago);
-        let probed = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: false }, now_ms());
-        assert_eq!(ago(&probed).map(|ago| ago.as_secs() > 1_000_000), Some(true), "only a renewal is one");
-        let freshly = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: true }, now_ms());
-        assert_eq!(ago(&freshly).map(|ago| ago.as_secs() < 1_000), Some(true));
-        let renewed = after(&kept, &Intent::Renew { holder: holder("a"), lease_ms: 2 * LEASE_MS }, 10);
-        assert!(renewed.live_lease(2 * LEASE_MS).is_some());
-        let settled = after(&renewed, &accept("a", None), 20);
-        let renew = Intent::Renew { holder: holder("a"), lease_ms: 1000 };
-        assert_eq!(decide(&settled, &renew, at(21)), Verdict::LeaseLost);
-    }
-
-    #[test]
-    fn a_seek_ends_the_lease_and_begins_to_count_anew() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let part = after(&leased, &accept("a", Some(4)), 1);
-        for to in [0, 4, 7, 10, 50] {
-            let sought = after(&part, &Intent::Seek { to }, 2);
-            let mark = sought.mark.as_ref().expect("a mark");
-            assert_eq!((sought.committed, &mark.lease), (Some(to), &None));
-            assert!((0..60).all(|offset| mark.deliveries(offset) == 0), "delivered anew");
-            assert!(mark.includes(1) && mark.includes(2), "who lost an answer before still learns how it ended");
-            for intent in [accept("a", None), accept("a", Some(6)), Intent::Release { holder: holder("a") }] {
-                assert_eq!(decide(&sought, &intent, at(3)), Verdict::LeaseLost, "{intent:?} after a seek to {to}");
-            }
-            let again = after(&sought, &lease(Some(to), to, to + 1, "b"), 3);
-            assert_eq!(again.mark.expect("a mark").deliveries(to), 1);
-        }
-        let settled = after(&part, &accept("a", None), 2);
-        let sought = after(&settled, &Intent::Seek { to: 0 }, 3);
-        assert_eq!(decide(&sought, &accept("a", None), at(4)), Verdict::Already, "it was accepted, and is so for ever");
-        assert_eq!(after(&Position::default(), &Intent::Seek { to: 5 }, 1).committed, Some(5), "of a new group too");
-    }
-
-    #[test]
-    fn a_token_is_its_principal_s() {
-        let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
-        let thief = Holder { principal: Hash::of(&[b"other"]), ..holder("a") };
-        for intent in [
-            Intent::Accept { holder: thief.clone(), before: None },
-            Intent::Release { holder: thief.clone() },
-            Intent::Renew { holder: thief.clone(), lease_ms: 1 },
-        ] {
-            assert_eq!(decide(&leased, &intent, at(1)), Verdict::NotTheirs);
-        }
-        let settled = after(&leased, &accept("a", None), 1);
-        assert_eq!(decide(&settled, &Intent::Accept { holder: thief, before: None }, at(2)), Verdict::NotTheirs);
-    }
-
-    #[test]
-    fn a_reset_by_other_tools_ends_every_lease() {
-        let leased = after(&Position::default(), &lease(None, 5, 10, "a"), 0);
-        let metadata = leased.mark.as_ref().expect("a mark").to_metadata();
-        for (offset, metadata) in [(2, ""), (2, metadata.as_str()), (5, "")] {
-            let reset = Position::read(Some(offset), metadata).expect("readable");
-            assert_eq!(decide(&reset, &accept("a", None), at(1)), Verdict::LeaseLost);
-            let take = Intent::Take { seen: Some(offset), next: offset + 1 };
-            assert!(matches!(decide(&reset, &take, at(1)), Verdict::Commit(_)));
-        }
-    }
-
-    #[test]
-    fn nothing_is_based_on_a_position_that_has_moved() {
-        let position = Position { committed: Some(7), mark: None };
-        for seen in [None, Some(6), Some(8)] {
-            assert_eq!(decide(&position, &Intent::Take { seen, next: 9 }, at(1)), Verdict::Moved);
-            assert_eq!(decide(&position, &lease(seen, 7, 9, "a"), at(1)), Verdict::Moved);
-            assert_eq!(decide(&position, &Intent::Keep { seen, from: 7, renewal: false }, at(1)), Verdict::Moved);
-        }
-    }
-}
+mod tests;

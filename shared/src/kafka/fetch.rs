@@ -16,6 +16,7 @@ use super::client::Context;
 use super::error::{from_kafka, unreachable};
 use super::group::{Group, list};
 use super::position::now_ms;
+use super::ranges::Ranges;
 use crate::errors::{Code, Error};
 use crate::names::TopicName;
 use crate::record::{Record, Records};
@@ -37,6 +38,12 @@ const AHEAD_RECORDS: usize = 4_000;
 /// How many calls take what was fetched ahead before it is time for a look at the other partitions.
 const AT_HAND: usize = 4;
 
+/// A count of records that has no limit but the end that goes with it.
+const ALL: usize = usize::MAX;
+
+/// How long records that must be there are waited for before they are asked for again: a follower may lag behind.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// The longest pause within one partition's records before what is there is taken.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -49,7 +56,7 @@ pub enum Fetched {
     OutOfRange,
 }
 
-/// A partition's window: records from `start` (in the buffer) up to `next`.
+/// A partition's window: records from `start` (in the buffer) up to `next`, but for those that are settled.
 #[derive(Debug)]
 pub struct Window {
     topic: TopicName,
@@ -60,6 +67,8 @@ pub struct Window {
     bytes: usize,
     start: i64,
     next: i64,
+    /// The settled records that it leaves out.
+    without: Ranges,
     filled_ms: u64,
     /// How many times what a call needs is kept.
     ahead: usize,
@@ -103,6 +112,7 @@ impl Window {
             bytes: 0,
             start: 0,
             next: 0,
+            without: Ranges::default(),
             filled_ms: 0,
             ahead: AHEAD,
             at_hand: 0,
@@ -128,9 +138,9 @@ impl Window {
         taken
     }
 
-    /// Whether the window begins at `from`, holds something, and is fresh.
-    pub fn covers(&self, from: i64) -> bool {
-        !self.records.is_empty() && self.goes_on_at(from)
+    /// Whether the window begins at `from`, leaves just these records out, holds something, and is fresh.
+    fn covers(&self, from: i64, without: &Ranges) -> bool {
+        !self.records.is_empty() && self.goes_on_at(from) && self.without.after(from) == *without
     }
 
     /// Whether `from` is where the last call has come to, just now.
@@ -141,7 +151,8 @@ impl Window {
     /// Whether a call for `count` records can go on with what is there: with several topics sooner not, as the others wait
     /// for their turn as well.
     pub fn at_hand(&mut self, count: usize, topics: usize) -> AtHand {
-        if self.records.len() < count || !self.covers(self.start) {
+        // Only a look shows whether what was left out is still settled.
+        if self.records.len() < count || !self.covers(self.start, &Ranges::default()) {
             return AtHand::Nothing;
         }
         if self.at_hand >= AT_HAND / topics {
@@ -153,25 +164,71 @@ impl Window {
     }
 
     /// Makes the window begin at `from`, with at least `count` records or `bytes` bytes, or all up to `end` (a last
-    /// stable offset seen before).
-    pub fn fill(&mut self, from: i64, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
+    /// stable offset seen before); but for those `without`.
+    pub fn fill(
+        &mut self,
+        (from, without): (i64, &Ranges),
+        count: usize,
+        bytes: usize,
+        end: i64,
+        until: Instant,
+    ) -> Result<Fetched, Error> {
         let goes_on = self.goes_on_at(from);
-        if !self.covers(from) {
+        if !self.covers(from, without) {
             self.clear(from);
+            self.without = without.clone();
         }
         if self.records.len() >= count || self.bytes >= bytes || (self.next >= end && !self.records.is_empty()) {
             return Ok(Fetched::Records);
         }
         self.ahead = if goes_on { (self.ahead * AHEAD).min(AHEAD_RECORDS) } else { AHEAD };
+        let fetched = self.fetch(count, bytes, end, until);
+        if fetched.is_err() {
+            self.clear(from);
+        }
+        fetched
+    }
+
+    /// All records from `from` up to `end`, which were handed out before: those that are not among them are gone, through
+    /// retention or compaction. The window is empty then.
+    ///
+    /// Errors: `503` where they cannot be read in time.
+    pub fn read(&mut self, (from, end): (i64, i64), until: Instant) -> Result<Vec<Record>, Error> {
+        self.clear(from);
+        self.without = Ranges::default();
+        let read = self.read_to(end, until);
+        let mut records = Vec::from(std::mem::take(&mut self.records));
+        self.clear(end);
+        records.retain(|record| record.offset < end);
+        read.map(|()| records)
+    }
+
+    fn read_to(&mut self, end: i64, until: Instant) -> Result<(), Error> {
+        loop {
+            let fetched = self.fetch(ALL, usize::MAX, end, until)?;
+            let left = until.saturating_duration_since(Instant::now());
+            if fetched == Fetched::OutOfRange {
+                let starts = self.group.starts(&[(&self.topic, self.partition)], left)?;
+                // Where the log does not begin later, it has become shorter: there may be records again.
+                self.next = self.next.max(starts.into_iter().next().unwrap_or(Ok(0))?);
+            }
+            if self.next >= end {
+                return Ok(());
+            }
+            if left.is_zero() {
+                return Err(unread());
+            }
+            std::thread::sleep(AGAIN.min(left));
+        }
+    }
+
+    fn fetch(&mut self, count: usize, bytes: usize, end: i64, until: Instant) -> Result<Fetched, Error> {
         // Whatever lies there was said while the partition was not assigned, of a topic that was deleted, for one.
         while self.queue.0.poll(Duration::ZERO).is_some() {}
         let assigned = Assigned::new(&self.group, list(&[(&self.topic, self.partition)], Offset::Offset(self.next))?)?;
         let fetched = self.receive(count, bytes, end, until);
         drop(assigned);
         self.filled_ms = now_ms();
-        if fetched.is_err() {
-            self.clear(from);
-        }
         fetched
     }
 
@@ -197,7 +254,8 @@ impl Window {
         let most = count.saturating_mul(self.ahead).min(AHEAD_RECORDS).max(count);
         loop {
             let enough = self.records.len() >= count || self.bytes >= bytes;
-            if self.bytes >= bytes.max(AHEAD_BYTES) || self.records.len() >= most {
+            let ahead = self.bytes >= bytes.max(AHEAD_BYTES) || self.records.len() >= most;
+            if ahead || (count == ALL && self.next >= end) {
                 return Ok(Fetched::Records);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -213,9 +271,7 @@ impl Window {
             let record = match self.queue.0.poll(patience) {
                 Some(Ok(message)) => record(&message),
                 None if !self.records.is_empty() || self.next > end => return Ok(Fetched::Records),
-                None => {
-                    return Err(Error::new(Code::BrokerUnavailable, "The partition's leader did not answer in time"));
-                }
+                None => return Err(unread()),
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     self.next = self.next.max(self.passed());
                     return Ok(Fetched::Records);
@@ -234,10 +290,17 @@ impl Window {
                 continue;
             }
             self.next = record.offset + 1;
+            if self.without.contains(record.offset) {
+                continue;
+            }
             self.bytes += record.bytes();
             self.records.push_back(record);
         }
     }
+}
+
+fn unread() -> Error {
+    Error::new(Code::BrokerUnavailable, "The partition's leader did not answer in time")
 }
 
 /// A partition's assignment to the group's consumer, for as long as this lives.

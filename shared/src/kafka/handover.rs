@@ -1,12 +1,16 @@
 //! What a sandbox keeps of one group's partition, and the one step in which its position moves.
 
+mod burial;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use self::burial::Burial;
 use super::claim::{Claim, Claimant, Committed};
 use super::client::Settings;
-use super::decide::{Intent, Verdict, decide};
+use super::dead_letters::DeadLetters;
+use super::decide::{Intent, Verdict, decide, is_suspect};
 use super::fetch::{AtHand, Fetched, Window};
 use super::group::Group;
 use super::position::{Holder, Mark, Position, Stamp, now_ms};
@@ -126,6 +130,10 @@ pub enum Taken {
         /// Its bytes.
         size: usize,
     },
+    /// The next record was delivered in vain for too often, and is a dead letter now. Look again.
+    Buried,
+    /// It should be one, but that cannot be done; nothing is handed out.
+    Unburied(Error),
     /// Whether the position was moved could not be learned; nothing is handed out.
     Undecided(Error),
 }
@@ -136,7 +144,7 @@ pub enum Stepped {
     /// It is committed, with this mark.
     Committed(Box<Mark>),
     /// The position, as it is, does not allow it.
-    Refused(Verdict, Position),
+    Refused(Verdict, Box<Position>),
     /// Somebody else has claimed the position in the middle of it.
     Fenced,
     /// Whether it is committed could not be learned.
@@ -180,20 +188,26 @@ impl Slot {
     /// Hands out the next records: fetches, then takes the step that makes them the caller's. Blocks.
     ///
     /// `choose` says how many of the fetched records are taken, from the first on; none, if the first does not fit. It
-    /// also gets the position they are based on. If it fails, nothing is claimed or committed.
+    /// gets the position they are based on, and the most that it may choose: one, where the first is a suspect. If it
+    /// fails, nothing is claimed or committed.
     pub fn take(
         &mut self,
         tools: Tools<'_>,
+        dead_letters: &DeadLetters,
         ask: &Ask,
-        mut choose: impl FnMut(&Records, &Position) -> Result<usize, Error>,
+        mut choose: impl FnMut(&Records, &Position, usize) -> Result<usize, Error>,
     ) -> Result<Taken, Error> {
+        // Without leases nothing is counted, and without claims nothing is buried.
+        let most = dead_letters.most(&self.topic).filter(|_| self.delivery == Delivery::Exclusive);
         let (mut seen, mut from) = (ask.seen.clone(), ask.from);
         // Twice: with the claim in hand, a position that had been moved before is worth a second look.
         for _ in 0..2 {
             let asked = from;
             if self.fetch(tools, ask, &seen, from)? == Fetched::OutOfRange {
                 from = self.restart(from, tools.until)?;
-                if self.window.fill(from, ask.records, ask.bytes, ask.end, tools.until)? == Fetched::OutOfRange {
+                let without = seen.done(from);
+                let fetched = self.window.fill((from, &without), ask.records, ask.bytes, ask.end, tools.until)?;
+                if fetched == Fetched::OutOfRange {
                     return Ok(Taken::Lost);
                 }
             }
@@ -201,24 +215,34 @@ impl Slot {
                 self.hint.barren = Some((asked, self.window.offset_after(0).max(ask.end), now_ms()));
                 if from != asked {
                     // Once and for all, or every call would begin with the same search.
-                    self.step(tools, &Intent::Take { seen: seen.committed, next: from }, Some(&seen))?;
+                    let without = seen.done(from);
+                    let pass = Intent::Take { seen: seen.committed, from, next: from, without };
+                    self.step(tools, &pass, Some(&seen), None)?;
                 }
                 return Ok(Taken::Nothing);
             };
             let (offset, size) = (first.offset, first.bytes());
-            let count = choose(self.window.records(), &seen)?;
+            let known = seen.known(from);
+            if let Some(most) = most.filter(|most| known.is_some_and(|mark| mark.is_hopeless(offset, *most))) {
+                return Ok(self.bury(tools, dead_letters, most, &seen));
+            }
+            let deliveries = known.map_or(0, |mark| mark.deliveries(offset));
+            let suspect =
+                matches!(ask.ack, Ack::Manual { .. }) && most.is_some_and(|most| is_suspect(deliveries, most));
+            let count = choose(self.window.records(), &seen, if suspect { 1 } else { ask.records })?;
             if count == 0 {
                 self.hint.oversized = Some(asked);
                 return Ok(Taken::TooLarge { offset, size });
             }
-            let (seen_offset, next) = (seen.committed, self.window.offset_after(count));
+            let (seen_offset, next, without) = (seen.committed, self.window.offset_after(count), seen.done(from));
             let intent = match &ask.ack {
-                Ack::Auto => Intent::Take { seen: seen_offset, next },
+                Ack::Auto => Intent::Take { seen: seen_offset, from, next, without },
                 Ack::Manual { lease_ms, holder } => {
-                    Intent::Lease { seen: seen_offset, from, next, lease_ms: *lease_ms, holder: holder.clone() }
+                    let (lease_ms, holder, alone) = (*lease_ms, holder.clone(), (count == 1).then_some(offset));
+                    Intent::Lease { seen: seen_offset, from, next, without, alone, lease_ms, holder }
                 }
             };
-            match self.step(tools, &intent, Some(&seen))? {
+            match self.step(tools, &intent, Some(&seen), None)? {
                 Stepped::Committed(mark) => {
                     let until = mark.lease.map(|lease| lease.until);
                     return Ok(Taken::Records { records: self.window.take(count), until });
@@ -226,7 +250,7 @@ impl Slot {
                 Stepped::Refused(Verdict::Moved, now) => {
                     let Some(committed) = now.committed else { return Ok(Taken::Lost) };
                     from = committed;
-                    seen = now;
+                    seen = *now;
                 }
                 Stepped::Refused(..) | Stepped::Fenced => return Ok(Taken::Lost),
                 Stepped::Undecided(error) => return Ok(Taken::Undecided(error)),
@@ -242,7 +266,10 @@ impl Slot {
             self.claim = None;
         }
         let wanted = self.claim.is_none() && self.claimant.is_none();
-        self.beside(tools, wanted, |slot| slot.window.fill(from, ask.records, ask.bytes, ask.end, tools.until))
+        let without = seen.done(from);
+        self.beside(tools, wanted, |slot| {
+            slot.window.fill((from, &without), ask.records, ask.bytes, ask.end, tools.until)
+        })
     }
 
     /// Does something, and beside it, if `wanted`, makes the client for the next claim.
@@ -274,11 +301,23 @@ impl Slot {
     /// The compare-and-set: claims, reads the position, decides, commits. Blocks.
     ///
     /// With shared delivery there is no claim, and the position that was `seen` before has to do, or one that is read now.
-    pub fn step(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
-        self.beside(tools, self.alternates, |slot| slot.step_once(tools, intent, seen))
+    pub fn step(
+        &mut self,
+        tools: Tools<'_>,
+        intent: &Intent,
+        seen: Option<&Position>,
+        burial: Option<&Burial<'_>>,
+    ) -> Result<Stepped, Error> {
+        self.beside(tools, self.alternates, |slot| slot.step_once(tools, intent, seen, burial))
     }
 
-    fn step_once(&mut self, tools: Tools<'_>, intent: &Intent, seen: Option<&Position>) -> Result<Stepped, Error> {
+    fn step_once(
+        &mut self,
+        tools: Tools<'_>,
+        intent: &Intent,
+        seen: Option<&Position>,
+        burial: Option<&Burial<'_>>,
+    ) -> Result<Stepped, Error> {
         let Tools { settings, sandbox, until, committing } = tools;
         // The claim leaves the slot, so that whatever goes wrong on the way drops it.
         let (claim, position) = match (self.delivery, seen) {
@@ -300,11 +339,19 @@ impl Slot {
             }
         };
         let stamp = Stamp::new(sandbox);
-        let mark = match decide(&position, intent, stamp) {
-            Verdict::Commit(mark) => mark,
+        let (mark, dying) = match decide(&position, intent, stamp) {
+            Verdict::Commit(mark) => (mark, Vec::new()),
+            Verdict::Bury(mark, dying) => (mark, dying),
             refused => {
                 self.claim = claim;
-                return Ok(Stepped::Refused(refused, position));
+                return Ok(Stepped::Refused(refused, Box::new(position)));
+            }
+        };
+        let letters = match burial.map(|burial| burial.letters(self, &position, &dying, until)).transpose() {
+            Ok(letters) => letters.flatten(),
+            Err(error) => {
+                self.claim = claim;
+                return Err(error);
             }
         };
         if until.saturating_duration_since(Instant::now()) < COMMIT {
@@ -312,6 +359,9 @@ impl Slot {
             return Err(Deadline::exceeded());
         }
         let Some(claim) = claim else {
+            if letters.is_some() {
+                return Err(Error::internal("dead letters were to be written without a claim"));
+            }
             committing.store(true, Ordering::Relaxed);
             return match self.group.commit_plain(&self.topic, self.partition, &mark) {
                 Ok(()) => Ok(Stepped::Committed(mark)),
@@ -319,27 +369,35 @@ impl Slot {
                 Err(error) => Err(error),
             };
         };
-        match claim.commit(&mark, until, committing)? {
+        let undone = |error| match (burial, &letters) {
+            (Some(burial), Some(letters)) => burial.undone(letters, error),
+            _ => error,
+        };
+        let stepped = match claim.commit(&mark, letters.as_ref(), until, committing).map_err(undone)? {
             Committed::Yes => {
                 // A lease is begun by one function and settled by another: who did his part has no more use for the
                 // claim. Where that went on before, the client for the next one is made beside the step.
                 self.alternates = mark.settles() || matches!(intent, Intent::Lease { .. });
                 self.claim = (!self.alternates).then_some(claim);
-                Ok(Stepped::Committed(mark))
+                Stepped::Committed(mark)
             }
-            Committed::Fenced => Ok(Stepped::Fenced),
+            Committed::Fenced => Stepped::Fenced,
             Committed::Undecided(error) => match claim.settle(settings, &error, stamp.nonce, &position, until) {
                 Ok((claim, done)) => {
                     self.claim = claim;
-                    Ok(if done { Stepped::Committed(mark) } else { Stepped::Fenced })
+                    if done { Stepped::Committed(mark) } else { Stepped::Fenced }
                 }
                 Err(unsettled) => {
                     tracing::warn!(%error, %unsettled, "the outcome of a commit could not be learned");
                     let detail = "Kafka did not say whether the position was moved";
-                    Ok(Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled)))
+                    Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled))
                 }
             },
+        };
+        if let (Stepped::Committed(_), Some(burial), Some(letters)) = (&stepped, burial, &letters) {
+            burial.done(self, letters);
         }
+        Ok(stepped)
     }
 
     /// Where to go on when the log does not hold the position: from its start, as nothing before it is left.

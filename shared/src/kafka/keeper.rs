@@ -77,7 +77,7 @@ impl Keeper {
         let mut slot = Slot::new(group, &lag.topic, lag.partition, self.delivery)?;
         let tools = Tools { settings: &self.claims, sandbox: self.sandbox, until, committing: &AtomicBool::new(false) };
         let intent = Intent::Keep { seen: lag.position.committed, from: lag.end, renewal: true };
-        match slot.step(tools, &intent, Some(&lag.position))? {
+        match slot.step(tools, &intent, Some(&lag.position), None)? {
             // Who was faster has committed it too.
             Stepped::Committed(_) | Stepped::Refused(..) | Stepped::Fenced => Ok(()),
             Stepped::Undecided(error) => Err(error),

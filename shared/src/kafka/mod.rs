@@ -15,6 +15,7 @@ pub mod keeper;
 pub mod lag;
 pub mod position;
 pub mod producer;
+pub mod ranges;
 pub mod reader;
 pub mod retention;
 mod topics;

@@ -8,18 +8,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::ranges::Ranges;
 use crate::errors::Error;
 
-/// The version of the mark. A function that meets a newer one does not touch the partition: it may be under a promise
-/// that this version cannot see.
-const VERSION: u32 = 1;
+/// The newest version of the mark. A function that meets a newer one than its own does not touch the partition: it may be
+/// under a promise that this function cannot see.
+const VERSION: u32 = 2;
+
+/// The version of a mark without settled records above its offset. Functions from before there were any read it.
+const PLAIN: u32 = 1;
 
 /// How many nonces a mark remembers. One would do to recognise one's own last commit; more still do when others have
 /// followed meanwhile.
 const REMEMBERED: usize = 16;
 
-/// How many settled leases a mark remembers.
+/// How many settled leases a mark remembers, and how many rejects.
 const SETTLED: usize = 4;
+
+/// How long a mark's list of settled records above its offset may be, as text. That is enough for 300 records that lie
+/// among others of the same batch, and for 30 that lie anywhere.
+const DONE_BYTES: usize = 1280;
 
 /// A mark from further ahead than this was made by a clock that is wrong; it is taken for an old one.
 const FUTURE_MS: u64 = 2_000;
@@ -70,6 +78,16 @@ pub struct Holder {
     pub principal: Hash,
 }
 
+impl Holder {
+    /// What stands in the mark of a reject of these records (in order; none for all of the lease): by that it is known
+    /// when it comes again.
+    pub fn rejection(&self, records: Option<&[i64]>) -> Hash {
+        let offsets: Vec<u8> = records.into_iter().flatten().flat_map(|offset| offset.to_be_bytes()).collect();
+        let what: &[u8] = if records.is_some() { b"records" } else { b"all" };
+        Hash::of(&[b"reject", self.token.0.as_bytes(), self.principal.0.as_bytes(), what, &offsets])
+    }
+}
+
 /// Records that are handed out and not yet settled: from the position up to `end`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
@@ -88,7 +106,7 @@ pub struct Settled {
     /// Who held it.
     #[serde(flatten)]
     pub holder: Holder,
-    /// Whether it was accepted; otherwise it was released.
+    /// Whether nothing of it is left, since its records were accepted (or rejected); otherwise it was released.
     #[serde(rename = "a")]
     pub accepted: bool,
 }
@@ -118,9 +136,19 @@ pub struct Mark {
     /// ends, the first at the position; `(end, count)`. Deliveries begin at the position, so counts never rise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     deliveries: Vec<(i64, u32)>,
+    /// The record that was the only one in the last lease, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alone: Option<i64>,
+    /// The records from the offset on that are settled: never at the offset itself, which is the first that is not. A
+    /// version that does not know them would hand them out again, so only here the mark is of the newer one.
+    #[serde(default, skip_serializing_if = "Ranges::is_empty")]
+    done: Ranges,
     /// The last leases that their holders have settled, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settled: Vec<Settled>,
+    /// The last rejects (see [`Holder::rejection`]), newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rejects: Vec<Hash>,
     /// Whether this commit settled a lease. Who did that has no more use for the partition.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     settles: bool,
@@ -145,26 +173,58 @@ impl Stamp {
 }
 
 impl Mark {
-    /// The mark of a commit of `offset` on top of `before`. What was known of records from `offset` on is kept, but for
-    /// the lease.
+    /// The mark of a commit of `offset` on top of `before`, or, where that is settled, of the first offset behind it that
+    /// is not. What was known of the records from there on is kept, but for the lease.
     pub fn next(before: Option<&Self>, offset: i64, stamp: Stamp) -> Self {
+        let mark = Self::anew(before, offset, stamp);
+        // What lies before the marked offset was never known.
+        let Some(known) = before.filter(|mark| mark.offset <= offset) else { return mark };
+        let (deliveries, done) = (known.deliveries.clone(), known.done.clone());
+        Self { deliveries, alone: known.alone, done, ..mark }.passing(offset)
+    }
+
+    /// The mark of a commit of `offset` on top of `before`, with nothing known of the records from there on.
+    pub fn anew(before: Option<&Self>, offset: i64, stamp: Stamp) -> Self {
         let mut nonces = vec![stamp.nonce];
         nonces.extend(before.iter().flat_map(|mark| &mark.nonces).take(REMEMBERED - 1));
-        // What lies before the marked offset was never counted.
-        let counted = before.filter(|mark| mark.offset <= offset);
-        let deliveries = counted.map(|mark| &mark.deliveries).into_iter().flatten();
         Self {
-            version: VERSION,
+            version: PLAIN,
             offset,
             nonces,
             at: stamp.now,
             sandbox: stamp.sandbox,
             renewed: before.map_or(0, |mark| mark.renewed),
             lease: None,
-            deliveries: deliveries.filter(|(end, _)| *end > offset).copied().collect(),
+            deliveries: Vec::new(),
+            alone: None,
+            done: Ranges::default(),
             settled: before.map(|mark| mark.settled.clone()).unwrap_or_default(),
+            rejects: before.map(|mark| mark.rejects.clone()).unwrap_or_default(),
             settles: false,
         }
+    }
+
+    /// The same mark, further on: at `offset`, or at the first one behind it that is not settled.
+    #[must_use]
+    pub fn passing(mut self, offset: i64) -> Self {
+        self.offset = self.done.pass(offset);
+        self.done = self.done.after(self.offset);
+        self.deliveries.retain(|(end, _)| *end > self.offset);
+        self.alone = self.alone.filter(|record| *record >= self.offset);
+        self.version = if self.done.is_empty() { PLAIN } else { VERSION };
+        self
+    }
+
+    /// The same mark, with these records settled by a reject. Nothing, if there is no room for them.
+    #[must_use]
+    pub fn rejecting(mut self, records: &[(i64, i64)], reject: Hash) -> Option<Self> {
+        for (from, end) in records {
+            self.done.insert(*from, *end);
+        }
+        self.rejects.insert(0, reject);
+        self.rejects.truncate(SETTLED);
+        let offset = self.offset;
+        Some(self.passing(offset)).filter(|mark| mark.done.text_len() <= DONE_BYTES)
     }
 
     /// The same mark, with a lease.
@@ -173,9 +233,10 @@ impl Mark {
         Self { lease: Some(lease), ..self }
     }
 
-    /// The same mark, with one more delivery of all records up to `end`.
+    /// The same mark, with one more delivery of all records up to `end`; of a single one, if that was delivered `alone`.
     #[must_use]
-    pub fn delivering(mut self, end: i64) -> Self {
+    pub fn delivering(mut self, end: i64, alone: Option<i64>) -> Self {
+        self.alone = alone;
         let mut deliveries = Vec::new();
         let mut covered = self.offset;
         for &(range_end, count) in &self.deliveries {
@@ -204,12 +265,6 @@ impl Mark {
         self
     }
 
-    /// The same mark, with nothing known of the records from its offset on.
-    #[must_use]
-    pub fn anew(self) -> Self {
-        Self { lease: None, deliveries: Vec::new(), ..self }
-    }
-
     /// The same mark, with a lease settled.
     #[must_use]
     pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
@@ -227,6 +282,22 @@ impl Mark {
     /// How often the record at `offset` was delivered before, under leases.
     pub fn deliveries(&self, offset: i64) -> u32 {
         self.deliveries.iter().find(|(end, _)| offset < *end).map_or(0, |(_, count)| *count)
+    }
+
+    /// Whether a record was delivered as often as may be, without being accepted, and had nothing beside it the last time:
+    /// then it is its own fault.
+    pub fn is_hopeless(&self, record: i64, most: u32) -> bool {
+        self.alone == Some(record) && self.deliveries(record) >= most
+    }
+
+    /// Whether a record from the offset on is settled.
+    pub fn is_done(&self, offset: i64) -> bool {
+        self.done.contains(offset)
+    }
+
+    /// Whether it was this reject, or one that came after it, that made the mark, if that is still remembered.
+    pub fn remembers(&self, reject: &Hash) -> bool {
+        self.rejects.contains(reject)
     }
 
     /// Whether a commit with this nonce is part of this position's recent past.
@@ -294,6 +365,17 @@ impl Position {
         Ok(Self { committed, mark: mark.filter(|mark| Some(mark.offset) == committed) })
     }
 
+    /// What its mark tells of the records from `from` on. Nothing, where these begin before the position: the log was made
+    /// anew then, and they are others.
+    pub fn known(&self, from: i64) -> Option<&Mark> {
+        self.mark.as_ref().filter(|mark| mark.offset <= from)
+    }
+
+    /// The records from `from` on that are settled.
+    pub fn done(&self, from: i64) -> Ranges {
+        self.known(from).map(|mark| mark.done.after(from)).unwrap_or_default()
+    }
+
     /// Whether another sandbox was the last to commit it.
     pub fn is_anothers(&self, sandbox: u32) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.sandbox != sandbox)
@@ -324,7 +406,7 @@ mod tests {
         for nonce in 2..=18 {
             mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(holder(&nonce.to_string()), nonce % 2 == 0);
         }
-        mark = mark.with_lease(Lease { end: 9, until: 5000, holder: holder("live") }).delivering(9);
+        mark = mark.with_lease(Lease { end: 9, until: 5000, holder: holder("live") }).delivering(9, None);
         let read = Position::read(Some(5), &mark.to_metadata()).expect("readable");
         assert_eq!(read.mark.as_ref(), Some(&mark));
         let included: Vec<bool> = (1..=4).map(|nonce| mark.includes(nonce)).collect();
@@ -344,23 +426,36 @@ mod tests {
         }
         mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
         mark = mark.renewing().with_lease(Lease { end: i64::MAX, until: u64::MAX, holder: holder("x") });
-        assert!(mark.to_metadata().len() < 2048, "{}", mark.to_metadata().len());
+        mark.alone = Some(i64::MAX);
+        mark.rejects = vec![holder("x").rejection(None); SETTLED];
+        assert!(mark.to_metadata().len() < 2200, "{}", mark.to_metadata().len());
+        let room = |range: fn(i64) -> (i64, i64)| {
+            let full = |count: &i64| {
+                let ranges: Vec<_> = (1..=*count).map(range).collect();
+                mark.clone().passing(0).rejecting(&ranges, holder("x").rejection(None)).is_none()
+            };
+            (1..10_000).find(full).expect("some limit") - 1
+        };
+        assert!(room(|nth| (3 * nth, 3 * nth + 1)) >= 300, "{}", room(|nth| (3 * nth, 3 * nth + 1)));
+        assert!(room(|nth| (nth << 55, (nth << 55) + (1 << 54))) >= 30);
+        mark.done.insert(0, 1);
+        assert!(mark.to_metadata().len() + DONE_BYTES < 3600);
     }
 
     #[test]
     fn deliveries_are_counted_by_range_and_forgotten_with_the_records() {
         let counts = |mark: &Mark| (0..12).map(|offset| mark.deliveries(offset)).collect::<Vec<_>>();
-        let first = Mark::next(None, 0, stamp(1)).delivering(10);
+        let first = Mark::next(None, 0, stamp(1)).delivering(10, None);
         assert_eq!(counts(&first), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
-        let second = Mark::next(Some(&first), 0, stamp(2)).delivering(3);
+        let second = Mark::next(Some(&first), 0, stamp(2)).delivering(3, None);
         assert_eq!(counts(&second), [2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 0, 0]);
-        let third = Mark::next(Some(&second), 2, stamp(3)).delivering(12);
+        let third = Mark::next(Some(&second), 2, stamp(3)).delivering(12, None);
         assert_eq!(counts(&third)[2..], [3, 2, 2, 2, 2, 2, 2, 2, 1, 1]);
         let moved = Mark::next(Some(&third), 11, stamp(4));
         assert_eq!(moved.deliveries, [(12, 1)]);
         let mut many = Mark::next(None, 0, stamp(1));
         for end in (1..=40).rev() {
-            many = Mark::next(Some(&many), 0, stamp(1)).delivering(end);
+            many = Mark::next(Some(&many), 0, stamp(1)).delivering(end, None);
         }
         assert_eq!(many.deliveries.len(), RANGES);
         assert_eq!((many.deliveries(0), many.deliveries(14), many.deliveries(15), many.deliveries(39)), (40, 26, 1, 1));
@@ -377,8 +472,42 @@ mod tests {
 
     #[test]
     fn a_newer_mark_is_not_guessed_at() {
-        assert!(Position::read(Some(1), "{\"kafka-gateway\":2,\"lease\":{}}").is_err());
-        let newer = Mark { version: 2, ..Mark::next(None, 1, stamp(1)) };
+        assert!(Position::read(Some(1), "{\"kafka-gateway\":3,\"lease\":{}}").is_err());
+        let newer = Mark { version: VERSION + 1, ..Mark::next(None, 1, stamp(1)) };
         assert!(Position::read(Some(1), &newer.to_metadata()).is_err());
+    }
+
+    #[test]
+    fn settled_records_are_passed_and_kept_from_functions_that_do_not_know_them() {
+        let reject = |mark: &Mark, records: &[(i64, i64)]| {
+            Mark::next(Some(mark), mark.offset, stamp(2)).rejecting(records, holder("x").rejection(None)).expect("room")
+        };
+        let some = reject(&Mark::next(None, 3, stamp(1)).delivering(20, None), &[(5, 7), (9, 10)]);
+        assert_eq!((some.offset, some.version), (3, VERSION));
+        let read = Position::read(Some(3), &some.to_metadata()).expect("readable");
+        assert_eq!(read.mark.as_ref(), Some(&some));
+        assert_eq!((0..12).filter(|offset| some.is_done(*offset)).collect::<Vec<_>>(), [5, 6, 9]);
+        assert_eq!(read.done(6), some.done.after(6));
+        assert!(read.done(2).is_empty(), "another log");
+        let leading = reject(&some, &[(3, 5)]);
+        assert_eq!((leading.offset, leading.deliveries(7)), (7, 1));
+        assert!(leading.is_done(9) && !leading.is_done(7));
+        for (to, offset, version) in [(8, 8, VERSION), (9, 10, PLAIN), (15, 15, PLAIN)] {
+            let further = Mark::next(Some(&leading), 7, stamp(3)).passing(to);
+            assert_eq!((further.offset, further.version), (offset, version), "{to}");
+        }
+        let anew = Mark::anew(Some(&leading), 9, stamp(3));
+        assert_eq!((anew.offset, anew.version, anew.deliveries(9)), (9, PLAIN, 0));
+        assert!(anew.remembers(&holder("x").rejection(None)) && anew.includes(1));
+    }
+
+    #[test]
+    fn a_record_is_hopeless_only_if_it_was_alone_the_last_time() {
+        let first = Mark::next(None, 0, stamp(1)).delivering(5, None);
+        let alone = Mark::next(Some(&first), 0, stamp(2)).delivering(2, Some(1));
+        assert_eq!((alone.is_hopeless(1, 2), alone.is_hopeless(1, 3), alone.is_hopeless(0, 1)), (true, false, false));
+        assert!(Mark::next(Some(&alone), 0, stamp(3)).is_hopeless(1, 2), "for as long as it stays there");
+        assert!(!Mark::next(Some(&alone), 0, stamp(3)).delivering(5, None).is_hopeless(1, 2));
+        assert!(!Mark::next(Some(&alone), 0, stamp(3)).passing(2).is_hopeless(1, 0));
     }
 }

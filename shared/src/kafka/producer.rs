@@ -461,20 +461,23 @@ fn partition_count(client: &FutureProducer<Context>, topic: &TopicName, patience
     super::group::partitions_of(&metadata, topic)
 }
 
+/// A record's headers as librdkafka takes them; none, if it has none.
+pub(super) fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
+    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+    for (name, value) in &record.headers {
+        headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
+    }
+    (!record.headers.is_empty()).then_some(headers)
+}
+
 /// Hands a record to librdkafka.
 pub(super) fn send(
     client: &FutureProducer<Context>,
     topic: &TopicName,
     record: &NewRecord,
 ) -> Result<DeliveryFuture, KafkaError> {
-    let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-    for (name, value) in &record.headers {
-        headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
-    }
     let mut message: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic.as_str());
-    if !record.headers.is_empty() {
-        message = message.headers(headers);
-    }
+    message.headers = headers(record);
     message.key = record.key.as_deref();
     message.payload = record.value.as_deref();
     message.partition = record.partition;
