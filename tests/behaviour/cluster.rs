@@ -214,3 +214,61 @@ async fn two_brokers_lost_is_said_in_time_and_what_was_acknowledged_comes_back_w
     })
     .await;
 }
+
+/// A topic of one partition, which has one replica, on that broker.
+async fn create_on(server: &str, broker: i32) -> String {
+    let name = unique("topic");
+    let replicas = [&[broker][..]];
+    let topic = NewTopic::new(&name, 1, TopicReplication::Variable(&replicas)).set("min.insync.replicas", "1");
+    let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_only_broker_is_lost_stops_no_other_topic_of_a_call() {
+    if !applies_since(3, 3, "the cluster's controller is a broker") {
+        return;
+    }
+    let cluster = cluster().await;
+    let (server, group) = (cluster.bootstrap(), unique("group"));
+    let (there, away) = (create_on(&server, 1).await, create_on(&server, 3).await);
+    let producer = start("produce", &server).await;
+    let write = async |topic: &str| {
+        produce(&producer, &json!({ "topic": topic, "value": "0" })).await.ok();
+    };
+    let (warm, cold) = (start("consume-batch", &server).await, start("consume-batch", &server).await);
+    let ask = |group: &str| {
+        let topics = json!([{ "topic": away }, { "topic": there }]);
+        Event::post("/kafka/consumer/consume/batch").json(&json!({ "group_id": group, "topics": topics }))
+    };
+    write(&there).await;
+    write(&away).await;
+    assert_eq!(call(&warm, ask(&group)).await.messages().len(), 2);
+    cluster.broker(3).kill().await;
+    // Until the cluster has noticed, and after. Coordinators may move meanwhile.
+    let taken = async |function: &Function, group: &str| loop {
+        let answer = call(function, ask(group)).await;
+        if answer.status == 200 && !answer.messages().is_empty() {
+            break answer;
+        }
+        println!("{} {}", answer.status, answer.body);
+        assert!([200, 503, 504].contains(&answer.status), "{answer:?}");
+    };
+    for _ in 0..3 {
+        for (function, group) in [(&warm, group.clone()), (&cold, unique("group"))] {
+            write(&there).await;
+            let answer = tokio::time::timeout(PATIENCE, taken(function, &group)).await.expect("it is served");
+            assert!(answer.messages().iter().all(|message| message["topic"] == there), "{answer:?}");
+            assert_eq!(
+                (&answer.body["failed"][0]["topic"], &answer.body["failed"][0]["status"]),
+                (&json!(away), &json!(503))
+            );
+        }
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    cluster.broker(3).start().await.expect("it starts again");
+    write(&away).await;
+    let back = async { while !call(&warm, ask(&group)).await.body["messages"].to_string().contains(&away) {} };
+    tokio::time::timeout(PATIENCE, back).await.expect("it is back");
+}

@@ -15,6 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::brokers::Facts;
 use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::{classify, from_kafka, unreachable};
+use super::offsets::Leaders;
 use super::position::{Mark, Position};
 use super::retention::RENEWAL_CLIENT;
 use super::topics::Topics;
@@ -62,7 +63,8 @@ pub struct Group {
     /// What its brokers are.
     pub facts: Facts,
     pub(super) consumer: Client<Arc<BaseConsumer<Context>>>,
-    topics: Topics,
+    pub(super) topics: Topics,
+    pub(super) leaders: Leaders,
     /// Whether Kafka's access control keeps the group's coordinator from us. librdkafka says so once, in an event, and then
     /// lets everybody wait.
     forbidden: AtomicBool,
@@ -102,7 +104,14 @@ impl Group {
             settings.set("group.instance.id", "kafka-gateway");
         }
         let consumer = settings.create().map_err(Error::internal)?;
-        Ok(Self { id: id.clone(), facts, consumer, topics: Topics::default(), forbidden: AtomicBool::new(false) })
+        Ok(Self {
+            id: id.clone(),
+            facts,
+            consumer,
+            topics: Topics::default(),
+            leaders: Leaders::default(),
+            forbidden: AtomicBool::new(false),
+        })
     }
 
     /// How many partitions a topic has. `404` where it does not exist.
@@ -135,6 +144,7 @@ impl Group {
         let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
         let partitions = partitions_of(&metadata, topic)?;
         self.topics.note(topic, partitions);
+        self.leaders.note(topic, &metadata);
         Ok(partitions)
     }
 
@@ -207,62 +217,6 @@ impl Group {
     pub fn position(&self, place: Place<'_>, patience: Duration) -> Result<Position, Error> {
         let read = self.positions(&[place], patience)?;
         read.into_iter().next().ok_or_else(|| Error::internal("no position"))?
-    }
-
-    /// The partitions' last stable offsets: below them, every record is decided.
-    pub fn ends(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
-        self.bounds(places, Offset::End, patience)
-    }
-
-    /// The partitions' first offsets that are still there.
-    pub fn starts(&self, places: &[Place<'_>], patience: Duration) -> Result<Offsets, Error> {
-        self.bounds(places, Offset::Beginning, patience)
-    }
-
-    fn bounds(&self, places: &[Place<'_>], which: Offset, patience: Duration) -> Result<Offsets, Error> {
-        let none = || Error::internal("ListOffsets answered nothing");
-        let found = self.offsets(places, which, patience)?;
-        Ok(found.into_iter().map(|offset| offset?.ok_or_else(none)).collect())
-    }
-
-    /// The partitions' first offsets of this time (milliseconds since 1970) or later; their ends, where there is none.
-    pub fn at_time(&self, places: &[Place<'_>], time: i64, patience: Duration) -> Result<Offsets, Error> {
-        let begun = Instant::now();
-        let found = self.offsets(places, Offset::Offset(time), patience)?;
-        let ends = self.ends(places, patience.saturating_sub(begun.elapsed()))?;
-        Ok(found.into_iter().zip(ends).map(|(found, end)| found?.map_or(end, Ok)).collect())
-    }
-
-    /// One `ListOffsets` a leader, for all partitions at once. (librdkafka's watermark query takes two for each.) None,
-    /// where no record has the time that was asked for.
-    fn offsets(
-        &self,
-        places: &[Place<'_>],
-        which: Offset,
-        patience: Duration,
-    ) -> Result<Vec<Result<Option<i64>, Error>>, Error> {
-        if places.is_empty() {
-            return Ok(Vec::new());
-        }
-        let asked = list(places, which)?;
-        // Where one leader is away, librdkafka may fail the question as a whole.
-        let leaderless = |error: Error| {
-            if error.code() != Code::PartitionNotFound {
-                return error;
-            }
-            // It calls a partition so that has no leader, too. That these exist was looked up before, and is again.
-            for (topic, _) in places {
-                self.topics.forget(topic);
-            }
-            Error::new(Code::BrokerUnavailable, "A partition has no leader just now").source(error)
-        };
-        let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable).map_err(leaderless)?;
-        let found = each(&read, places, |element| match element.offset() {
-            Offset::Offset(offset) => Ok(Some(offset)),
-            Offset::End => Ok(None),
-            other => Err(Error::internal(format!("ListOffsets answered {other:?}"))),
-        });
-        Ok(found.into_iter().map(|offset| offset.map_err(leaderless)).collect())
     }
 
     /// What proves to the coordinator for which group a transaction's offsets are.
@@ -375,7 +329,7 @@ pub(super) fn marked(topic: &TopicName, partition: i32, mark: &Mark) -> Result<T
 
 /// Reads a list partition by partition. An error in one of them arrives inside an `Ok` list; taking its offset for an
 /// answer would send the position back to the start.
-fn each<T>(
+pub(super) fn each<T>(
     list: &TopicPartitionList,
     places: &[Place<'_>],
     read: impl Fn(&rdkafka::topic_partition_list::TopicPartitionListElem<'_>) -> Result<T, Error>,

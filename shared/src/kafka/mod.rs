@@ -13,6 +13,7 @@ pub mod group;
 pub mod handover;
 pub mod keeper;
 pub mod lag;
+mod offsets;
 pub mod position;
 pub mod producer;
 pub mod ranges;
