@@ -15,6 +15,7 @@ use crate::http::{Endpoint, Service};
 use crate::lag_monitor::{Incomplete, LagMonitor};
 use crate::metrics::push::Pusher;
 use crate::runtime_api::{self, Context, Failure};
+use crate::warm::Warm;
 use crate::{lifecycle, metrics, telemetry};
 
 /// Runs one endpoint as this process's Lambda function, until Lambda ends the sandbox.
@@ -72,10 +73,10 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
         let client = tokio::task::spawn_blocking(http_client).await??;
         Ok::<_, BoxError>((Authenticator::start(&config.oidc, client.clone()).await, client))
     };
-    let (endpoint, identity) = tokio::join!(E::start(&config), identity);
+    let (warm, identity) = tokio::join!(Warm::<E>::start(&config), identity);
     let (authenticator, client) = identity?;
     let pusher = Pusher::install(&config.metrics, client)?;
-    let service = Arc::new(Service::new(endpoint?, authenticator, config.request_timeout));
+    let service = Arc::new(Service::new(warm?, authenticator, config.request_timeout));
     metrics::initialized(E::FUNCTION, started.elapsed());
     let answer = {
         let service = Arc::clone(&service);
@@ -84,7 +85,7 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
             async move { Ok(service.answer(event, &context.request_id, context.deadline_ms).await) }
         }
     };
-    lifecycle::run(answer, pusher, service.endpoint().stop()).await
+    lifecycle::run(answer, pusher, service.stop()).await
 }
 
 /// It answers each event with nothing, or with an error, which Lambda counts. What it has to push is pushed in the call

@@ -13,7 +13,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use self::schemas::{RegistryConfig, SchemaConfig, Validation};
+use crate::aws::Aws;
 use crate::dlq::Suffix;
+use crate::kafka::iam::Iam;
 
 pub use self::monitor::MonitorConfig;
 
@@ -104,6 +106,8 @@ pub enum Security {
         /// The user's password.
         password: String,
     },
+    /// Encrypted, with the function's IAM role as the login at MSK.
+    MskIam(Iam),
 }
 
 impl std::fmt::Debug for Security {
@@ -113,6 +117,7 @@ impl std::fmt::Debug for Security {
             Self::Tls => "Tls",
             Self::Mtls { .. } => "Mtls",
             Self::Scram { mechanism, .. } => mechanism,
+            Self::MskIam(_) => "MskIam",
         })
     }
 }
@@ -281,8 +286,11 @@ impl Security {
             }),
             "scram-sha-256" => Self::scram(env, "SCRAM-SHA-256"),
             "scram-sha-512" => Self::scram(env, "SCRAM-SHA-512"),
-            "msk-iam" => Err(bad(SECURITY, "msk-iam is not built into this version")),
-            _ => Err(bad(SECURITY, "must be plaintext, tls, mtls, scram-sha-256 or scram-sha-512")),
+            "msk-iam" => {
+                let aws = Aws::new(&env.required("AWS_REGION")?);
+                aws.map(|aws| Self::MskIam(Iam::new(aws))).ok_or_else(|| bad(SECURITY, "msk-iam is not built in"))
+            }
+            _ => Err(bad(SECURITY, "must be plaintext, tls, mtls, scram-sha-256, scram-sha-512 or msk-iam")),
         }
     }
 
@@ -436,6 +444,7 @@ mod tests {
             ("KAFKA_SECURITY", "s3cret"),
             ("KAFKA_SECURITY", "mtls"),
             ("KAFKA_SECURITY", "scram-sha-256"),
+            ("KAFKA_SECURITY", "msk-iam"),
             ("KAFKA_CA_FILE", "/s3cret/none"),
             ("KAFKA_AUTO_CREATE_TOPICS", "yes"),
             ("KAFKA_CONSUME_DELIVERY", "s3cret"),
@@ -464,6 +473,7 @@ mod tests {
             let named = match (variable, value) {
                 (_, "mtls") => "KAFKA_CLIENT_CERT_FILE",
                 (_, "scram-sha-256") => "KAFKA_CREDENTIALS",
+                (_, "msk-iam") => "AWS_REGION",
                 _ => variable,
             };
             assert!(error.starts_with(named), "{error}");

@@ -22,6 +22,7 @@ use crate::kafka::brokers::Brokers;
 use crate::kafka::client::Settings;
 use crate::kafka::consumers::blocking;
 use crate::kafka::group::{self, Group};
+use crate::kafka::iam::log_in;
 use crate::kafka::keeper::Keeper;
 use crate::kafka::lag::{Lag, Meter};
 use crate::kafka::position::now_ms;
@@ -109,6 +110,9 @@ impl LagMonitor {
     /// end, so that Lambda's own count of errors shows it.
     pub async fn run(self: &Arc<Self>, deadline: Deadline) -> Result<(), Incomplete> {
         let begun = Instant::now();
+        if let Err(error) = log_in(&self.config.kafka.security, deadline).await {
+            tracing::error!(function = FUNCTION, error_chain = error.chain().join(": "), "no login at Kafka");
+        }
         let measuring = deadline.within(deadline.left().saturating_sub(PUBLISHING));
         let groups = self.config.groups.iter().map(|(group, topics)| self.measure(group, topics, measuring));
         let groups: Vec<_> = groups.collect();

@@ -23,6 +23,7 @@
 pub mod acknowledge;
 pub mod app;
 pub mod auth;
+pub mod aws;
 pub mod config;
 pub mod consume;
 pub mod consume_batch;
@@ -51,4 +52,5 @@ pub mod schema;
 pub mod seek;
 pub mod telemetry;
 pub mod topics;
+pub mod warm;
 pub mod writer;

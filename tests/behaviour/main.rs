@@ -16,6 +16,7 @@ mod dead_letters;
 mod faults;
 mod fetch;
 mod http;
+mod iam;
 mod identity;
 mod interop;
 mod issuer;

@@ -61,7 +61,7 @@ async fn every_kind_of_client_comes_in_by_every_kind_of_security() {
 const SOON: (&str, &str) = ("KAFKA_REQUEST_TIMEOUT_MS", "3000");
 
 /// Calls a function that no broker lets in: 503 by `broker_unavailable`, and the log says why.
-async fn locked_out(function: &Function, name: &str, why: &[&str]) {
+pub(crate) async fn locked_out(function: &Function, name: &str, why: &[&str]) {
     let event = match name {
         "produce" => Event::post(PRODUCE).json(&json!({ "topic": "t", "value": "v" })),
         "lag" => Event::get("/kafka/consumer/lag").query("group_id=g&topic=t"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::error::{Context as _, Result};
-use crate::lambda_api::{FUNCTION_ARN, Failure, Sandbox};
+use crate::lambda_api::{Failure, REGION, Sandbox};
 use crate::process::{Process, supervised};
 use crate::run::RunDir;
 
@@ -169,7 +169,7 @@ async fn launch(name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, 
         ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
         ("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}")),
         ("AWS_LAMBDA_LOG_STREAM_NAME", &log_stream()),
-        ("AWS_REGION", FUNCTION_ARN.split(':').nth(3).unwrap_or_default()),
+        ("AWS_REGION", REGION),
         ("TZ", ":UTC"),
         ("_HANDLER", "bootstrap"),
     ]);

@@ -93,6 +93,15 @@ pub(crate) async fn kafka_libs() -> Result<PathBuf> {
     kafka().await
 }
 
+/// Compiles a class of `support/java` that a broker is to load, into its folder's `classes`.
+pub(crate) async fn javac(libs: &Path, source: &str, classes: &Path) -> Result<()> {
+    require(&[("javac", "openjdk-17-jdk-headless")])?;
+    let mut javac = supervised("javac");
+    javac.arg("-cp").arg(libs.join("*")).arg("-d").arg(classes);
+    javac.arg(workspace_root().join("tests/support/java").join(source));
+    output("javac", javac).await.map(drop)
+}
+
 /// A Python environment with an independent Kafka client and cargo-lambda.
 pub(crate) async fn venv() -> Result<PathBuf> {
     require(&[("python3", "python3-venv")])?;

@@ -132,7 +132,8 @@ impl Broker {
     pub async fn start(&self) -> Result<()> {
         match &self.host {
             Host::Local { libs, properties, log, process, .. } => {
-                let mut command = java(libs);
+                // With what a test had compiled for it.
+                let mut command = jvm(&[&libs.join("*"), &properties.with_file_name("classes")]);
                 command.args(["-Xms128m", "-Xmx512m", "-Dlog4j2.level=INFO", "kafka.Kafka"]).arg(properties);
                 *lock(process) = Some(Process::start("kafka", command, log)?);
             }
@@ -249,10 +250,16 @@ pub(crate) fn version_settings() -> &'static [(&'static str, &'static str)] {
     if kafka_since(4, 0) { &[] } else { &[("group.coordinator.rebalance.protocols", "classic")] }
 }
 
-/// A JVM for short lives: no second compiler, no parallel collector.
+/// A JVM with Kafka's own classes.
 pub(crate) fn java(libs: &Path) -> Command {
+    jvm(&[&libs.join("*")])
+}
+
+/// A JVM for short lives: no second compiler, no parallel collector.
+fn jvm(class_path: &[&Path]) -> Command {
     let mut command = supervised("java");
-    command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(libs.join("*"));
+    command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]);
+    command.arg(std::env::join_paths(class_path).expect("no colon in a path"));
     command
 }
 

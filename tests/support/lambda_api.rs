@@ -25,6 +25,10 @@ use crate::process::lock;
 
 /// What Lambda lets an answer be (6 MB, and a little that its own limit leaves).
 const RESPONSE_LIMIT: usize = 6_291_556;
+
+/// Where the function runs.
+pub(crate) const REGION: &str = "eu-central-1";
+
 pub(crate) const FUNCTION_ARN: &str = "arn:aws:lambda:eu-central-1:123456789012:function:";
 
 /// Why an invocation gave no answer.

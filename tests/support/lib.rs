@@ -51,6 +51,6 @@ pub use process::Process;
 pub use prometheus::{Prometheus, promtool};
 pub use proxy::{Api, At, Held, Proxy};
 pub use run::{free_port, progress};
-pub use secured::Secured;
+pub use secured::{SECRET_KEY, Secured};
 pub use stack::Stack;
 pub use watch::Gateway;

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
 use crate::names::{GroupId, TopicName};
+use crate::warm::Warm;
 use crate::{lifecycle, metrics, telemetry};
 
 /// A method and a path. A path may end in a parameter, `/{…}`: one segment that is not empty.
@@ -210,26 +211,26 @@ impl Response {
 
 /// One function's way through, shared by all calls of a sandbox.
 pub struct Service<E> {
-    endpoint: E,
+    warm: Warm<E>,
     authenticator: Authenticator,
     ceiling: Duration,
 }
 
-impl<E: std::fmt::Debug> std::fmt::Debug for Service<E> {
+impl<E> std::fmt::Debug for Service<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.write_str("Service")
     }
 }
 
 impl<E: Endpoint> Service<E> {
     /// Puts an endpoint behind the check of its callers.
-    pub fn new(endpoint: E, authenticator: Authenticator, ceiling: Duration) -> Self {
-        Self { endpoint, authenticator, ceiling }
+    pub fn new(warm: Warm<E>, authenticator: Authenticator, ceiling: Duration) -> Self {
+        Self { warm, authenticator, ceiling }
     }
 
-    /// The endpoint.
-    pub fn endpoint(&self) -> &E {
-        &self.endpoint
+    /// See [`Endpoint::stop`].
+    pub async fn stop(&self) {
+        self.warm.stop().await;
     }
 
     /// Answers one event. Never fails: what goes wrong is an answer too.
@@ -273,7 +274,7 @@ impl<E: Endpoint> Service<E> {
         let principal = principal?;
         let _ = call.principal.set(principal.subject().to_owned());
         let may = E::Permission::ask(principal, method)?;
-        self.endpoint.call(&may, call).await
+        self.warm.endpoint(call.deadline).await?.call(&may, call).await
     }
 }
 

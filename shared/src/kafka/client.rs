@@ -1,17 +1,19 @@
 //! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
 
 use std::ops::Deref;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
-use rdkafka::client::Client as Inner;
+use rdkafka::client::{Client as Inner, NativeClient};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
-use rdkafka::producer::{BaseProducer, DeliveryResult, FutureProducer, ProducerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, DeliveryResult, FutureProducer, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Statistics};
 
+use super::iam::Iam;
 use crate::config::{KafkaConfig, Security};
 use crate::names::TopicName;
 
@@ -21,7 +23,11 @@ pub(super) const NO_TOPIC: &str = "?";
 
 /// What a client is made with.
 #[derive(Clone)]
-pub struct Settings(ClientConfig);
+pub struct Settings {
+    config: ClientConfig,
+    /// The login that all clients share, where it has tokens.
+    iam: Option<Iam>,
+}
 
 impl std::fmt::Debug for Settings {
     /// Not the passwords and keys.
@@ -33,18 +39,20 @@ impl std::fmt::Debug for Settings {
 impl Settings {
     /// Sets one of librdkafka's properties.
     pub fn set(&mut self, name: &str, value: impl Into<String>) -> &mut Self {
-        self.0.set(name, value);
+        self.config.set(name, value);
         self
     }
 
     /// What a property was set to, if it was.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name)
+        self.config.get(name)
     }
 
     /// Makes a client: the only place where one is made. It connects to nothing yet. Blocks, as TLS reads its roots.
     pub(super) fn create<K: Kind>(&self) -> Result<Client<K>, KafkaError> {
-        Ok(Client(Some(K::make(&self.0)?)))
+        let client = Client { kind: Some(K::make(&self.config)?), iam: self.iam.clone(), given: AtomicU64::new(0) };
+        client.log_in();
+        Ok(client)
     }
 }
 
@@ -52,17 +60,28 @@ impl Settings {
 pub(super) trait Kind: Sized + Send + 'static {
     /// Makes one.
     fn make(settings: &ClientConfig) -> Result<Self, KafkaError>;
+
+    /// What librdkafka knows it by.
+    fn native(&self) -> &NativeClient;
 }
 
 impl Kind for FutureProducer<Context> {
     fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
         Self::from_config_and_context(settings, Context)
     }
+
+    fn native(&self) -> &NativeClient {
+        self.client().native_client()
+    }
 }
 
 impl Kind for BaseProducer<Context> {
     fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
         Self::from_config_and_context(settings, Context)
+    }
+
+    fn native(&self) -> &NativeClient {
+        self.client().native_client()
     }
 }
 
@@ -71,11 +90,19 @@ impl Kind for Arc<BaseConsumer<Context>> {
     fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
         BaseConsumer::from_config_and_context(settings, Context).map(Arc::new)
     }
+
+    fn native(&self) -> &NativeClient {
+        self.client().native_client()
+    }
 }
 
 impl Kind for AdminClient<Context> {
     fn make(settings: &ClientConfig) -> Result<Self, KafkaError> {
         Self::from_config_and_context(settings, Context)
+    }
+
+    fn native(&self) -> &NativeClient {
+        self.inner().native_client()
     }
 }
 
@@ -105,7 +132,11 @@ pub fn settings(config: &KafkaConfig) -> Settings {
     }
     settings.set("allow.auto.create.topics", "false");
     secure(&mut settings, config);
-    Settings(settings)
+    let iam = match &config.security {
+        Security::MskIam(iam) => Some(iam.clone()),
+        _ => None,
+    };
+    Settings { config: settings, iam }
 }
 
 /// The one place where a client learns how its connection is secured.
@@ -121,6 +152,10 @@ fn secure(settings: &mut ClientConfig, config: &KafkaConfig) {
         }
         Security::Scram { mechanism, username, password } => {
             settings.set("sasl.mechanism", *mechanism).set("sasl.username", username).set("sasl.password", password);
+            "sasl_ssl"
+        }
+        Security::MskIam(_) => {
+            settings.set("sasl.mechanism", "OAUTHBEARER");
             "sasl_ssl"
         }
     };
@@ -152,21 +187,35 @@ const HEARING: Duration = Duration::from_secs(2);
 pub(super) fn explain(settings: &Settings, patience: Duration) {
     let Ok(client) = settings.create::<Arc<BaseConsumer<Context>>>() else { return };
     let until = Instant::now() + patience.min(HEARING);
-    let _ = client.fetch_metadata(Some(NO_TOPIC), patience.min(HEARING));
+    // Makes it connect; the answer is not waited for.
+    let _ = client.fetch_metadata(Some(NO_TOPIC), Duration::from_millis(10));
     while let Some(event) = client.poll(until.saturating_duration_since(Instant::now())) {
-        if event.is_err() {
+        // That all brokers are down is no reason.
+        if event.is_err_and(|error| error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown)) {
             return;
         }
     }
 }
 
-/// A client. It ends off the path of the call that drops it: librdkafka flushes and joins its threads.
-pub(super) struct Client<K: Kind>(Option<K>);
+/// A client. Whoever uses it finds it with the login of now. It ends off the path of the call that drops it: librdkafka
+/// flushes and joins its threads.
+pub(super) struct Client<K: Kind> {
+    kind: Option<K>,
+    iam: Option<Iam>,
+    /// The token that it was given last.
+    given: AtomicU64,
+}
 
 impl<K: Kind> Client<K> {
     /// Ends it here and now: a member has left its group then.
     pub(super) fn end(mut self) {
-        drop(self.0.take());
+        drop(self.kind.take());
+    }
+
+    fn log_in(&self) {
+        if let (Some(iam), Some(kind)) = (&self.iam, &self.kind) {
+            iam.give(kind.native(), &self.given);
+        }
     }
 }
 
@@ -174,13 +223,14 @@ impl<K: Kind> Deref for Client<K> {
     type Target = K;
 
     fn deref(&self) -> &K {
-        self.0.as_ref().expect("taken only at the end")
+        self.log_in();
+        self.kind.as_ref().expect("taken only at the end")
     }
 }
 
 impl<K: Kind> Drop for Client<K> {
     fn drop(&mut self) {
-        let Some(client) = self.0.take() else { return };
+        let Some(client) = self.kind.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(client));
         }
@@ -253,7 +303,7 @@ mod tests {
         ] {
             let settings = settings(&config(security));
             assert_eq!(settings.get("security.protocol"), Some(protocol));
-            settings.0.create_native_config().expect("known to librdkafka");
+            settings.config.create_native_config().expect("known to librdkafka");
         }
     }
 

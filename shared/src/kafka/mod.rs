@@ -11,6 +11,7 @@ pub mod error;
 pub mod fetch;
 pub mod group;
 pub mod handover;
+pub mod iam;
 pub mod keeper;
 pub mod lag;
 mod offsets;
