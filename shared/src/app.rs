@@ -102,7 +102,7 @@ async fn monitor(_: Instant) -> Result<(), BoxError> {
             monitor.run(deadline).await.map_err(incomplete)
         }
     };
-    runtime_api::serve(run, 1, Arc::default()).await
+    runtime_api::serve(run, 1, |_| std::future::ready(())).await
 }
 
 /// The sandbox's one HTTP client, for the identity provider and the Pushgateway.

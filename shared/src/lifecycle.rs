@@ -1,39 +1,32 @@
 //! A function's life: run, push metrics after answers, end in order.
 //!
-//! Lambda freezes a sandbox as soon as the runtime *and every extension* have asked for their next event. So metrics are
-//! pushed by an extension inside this process: it is told of each invocation, waits until the answer is out, pushes, and
-//! only then asks on. The caller has the answer meanwhile; a slow Pushgateway costs this sandbox up to 200 ms every ten
-//! seconds, and no request.
+//! Lambda hands an answer on as soon as it has it, and freezes the sandbox when the runtime asks for the next event. So
+//! metrics are pushed between the two: no caller waits for a push, and it is never cut off by a freeze. A slow Pushgateway
+//! costs this sandbox up to 200 ms every ten seconds.
 //!
-//! What must never happen here: that the extension waits for something that does not come, since the sandbox then hangs
-//! until the function's timeout. So an invocation signals its end when it is dropped, outside everything that may fail or
-//! panic; signals and events are not counted against each other (emulators do not deliver one event a call); and no wait
-//! outlasts the invocation's deadline.
+//! SIGTERM comes only to sandboxes with an extension. The one that is registered here, where metrics are pushed, asks for
+//! no events and does nothing else.
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lambda_extension::{Extension, NextEvent, RegisteredExtension};
+use lambda_extension::{Extension, LambdaEvent, RegisteredExtension};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tower::service_fn;
 
 use crate::deadline::FUNCTION_TIMEOUT;
 use crate::errors::BoxError;
 use crate::metrics::push::{self, Pusher};
-use crate::runtime_api::{self, Calls, Context, Failure};
+use crate::runtime_api::{self, Context, Failure};
 
 /// After SIGTERM Lambda leaves an internal extension 300 to 500 ms.
 const FAREWELL: Duration = Duration::from_millis(300);
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Whether this request is the first, and had to wait for the sandbox to start. Provisioned sandboxes started before.
 pub fn cold_start() -> bool {
@@ -62,15 +55,17 @@ where
 {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let calls = Arc::new(watch::Sender::default());
     // An extension must be registered before the runtime asks for its first event, which ends the init phase.
-    let pushing = match &pusher {
-        Some(pusher) => start_pushing(pusher.clone(), calls.clone()).await,
-        None => Box::pin(pending()),
+    let extension = match &pusher {
+        Some(_) => register().await,
+        None => None,
     };
+    // Where calls come side by side nothing freezes, and the time for a push is any time.
+    let (on_a_timer, after_answers) = if is_concurrent() { (pusher.clone(), None) } else { (None, pusher.clone()) };
     let ended = tokio::select! {
-        ended = runtime_api::serve(handler, abreast(), calls) => ended,
-        ended = pushing => ended,
+        ended = runtime_api::serve(handler, abreast(), move |deadline_ms| push(after_answers.clone(), deadline_ms)) => ended,
+        ended = async { match extension { Some(extension) => extension.await, None => pending().await } } => ended,
+        () = push_on_a_timer(on_a_timer) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -86,55 +81,36 @@ where
     ended
 }
 
-/// Registers the extension, and returns what must be polled beside the runtime.
-async fn start_pushing(pusher: Arc<Pusher>, calls: Arc<watch::Sender<Calls>>) -> BoxFuture<Result<(), BoxError>> {
-    // Managed instances serve calls side by side, never freeze, and refuse extensions that ask for INVOKE. Without any
-    // event an extension still gets SIGTERM.
-    let managed = is_concurrent();
-    let on_a_timer = {
-        let pusher = pusher.clone();
-        async move {
-            loop {
-                sleep(push::INTERVAL).await;
-                pusher.push_if_due().await;
-            }
-        }
-    };
-    let on_event = service_fn(move |event: lambda_extension::LambdaEvent| {
-        let (pusher, calls) = (pusher.clone(), calls.clone());
-        async move {
-            if let NextEvent::Invoke(invoke) = event.next {
-                let left = time_left(invoke.deadline_ms);
-                if is_over(&calls, left).await {
-                    pusher.push_if_due().await;
-                }
-            }
-            Ok::<_, Infallible>(())
-        }
-    });
-    let events: &[&str] = if managed { &[] } else { &["INVOKE"] };
-    let extension = Extension::new()
+/// Registers the extension for whose sake SIGTERM comes.
+async fn register() -> Option<impl Future<Output = Result<(), BoxError>>> {
+    let registered = Extension::new()
         .with_extension_name("kafka-gateway-metrics")
-        .with_events(events)
-        .with_events_processor(on_event)
+        .with_events(&[])
+        .with_events_processor(service_fn(async |_: LambdaEvent| Ok::<_, Infallible>(())))
         .register()
         .await;
-    match extension {
-        Ok(extension) if managed => Box::pin(async move {
-            tokio::select! {
-                ended = RegisteredExtension::run(extension) => ended,
-                () = on_a_timer => Ok(()),
-            }
-        }),
-        Ok(extension) => Box::pin(extension.run()),
+    match registered {
+        Ok(extension) => Some(RegisteredExtension::run(extension)),
         Err(error) => {
-            // Metrics then get out while calls come in, if at all; calls are served all the same.
-            tracing::warn!(error_chain = %error, "the extension that pushes metrics could not be registered");
-            Box::pin(async move {
-                on_a_timer.await;
-                Ok(())
-            })
+            // What was counted since the last push is lost at the sandbox's end. Calls are served all the same.
+            tracing::warn!(error_chain = %error, "the extension that hears of the sandbox's end could not be registered");
+            None
         }
+    }
+}
+
+/// Pushes after an answer, if it is time, and there is time left.
+async fn push(pusher: Option<Arc<Pusher>>, deadline_ms: u64) {
+    if let Some(pusher) = pusher.filter(|_| time_left(deadline_ms) > push::BUDGET) {
+        pusher.push_if_due().await;
+    }
+}
+
+async fn push_on_a_timer(pusher: Option<Arc<Pusher>>) {
+    let Some(pusher) = pusher else { return pending().await };
+    loop {
+        sleep(push::INTERVAL).await;
+        pusher.push_if_due().await;
     }
 }
 
@@ -154,18 +130,6 @@ fn time_left(deadline_ms: u64) -> Duration {
     deadline.duration_since(SystemTime::now()).unwrap_or(FUNCTION_TIMEOUT)
 }
 
-/// Waits until a call has ended and none is under way. False if there is then no time left for a push.
-async fn is_over(calls: &watch::Sender<Calls>, left: Duration) -> bool {
-    let started = Instant::now();
-    let mut updates = calls.subscribe();
-    let over = updates.wait_for(|calls| calls.ended && calls.under_way == 0);
-    if timeout(left, over).await.is_err() {
-        return false;
-    }
-    calls.send_modify(|calls| calls.ended = false);
-    started.elapsed() + push::BUDGET < left
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -178,7 +142,6 @@ mod tests {
     use super::*;
     use crate::config::MetricsConfig;
     use crate::fake_server::{self, Held};
-    use crate::runtime_api::Call;
     use crate::telemetry::{self, Finished};
 
     /// So long a test waits for what must come. Only a defect takes it.
@@ -302,12 +265,6 @@ mod tests {
                 "200 OK\r\nLambda-Runtime-Aws-Request-Id: r-1\r\nLambda-Runtime-Deadline-Ms: {deadline}\r\n\
                  Lambda-Runtime-Invoked-Function-Arn: arn"
             );
-            let event = json!({
-                "eventType": "INVOKE", "deadlineMs": u64::try_from(deadline).expect("this millennium"),
-                "requestId": "r-1", "invokedFunctionArn": "arn", "tracing": {"type": "", "value": ""},
-            });
-            // The extension may well be the first to know.
-            self.extension.take().expect("frozen").answer("200 OK", &event.to_string()).await;
             self.runtime.take().expect("frozen").answer(&headers, &payload.to_string()).await;
             self.until_answered_or_frozen().await.expect("an answer before the next call")
         }
@@ -339,7 +296,7 @@ mod tests {
         let push = next(&mut sandbox.pushes).await;
         assert!(push.body.contains("kafka_gateway_requests_total{function=\"produce\",topic=\"\",status=\"200\"} 1\n"));
         assert!(push.body.contains("kafka_gateway_cold_starts_total{function=\"produce\"} 1\n"));
-        assert!(sandbox.extension.is_none(), "the sandbox may freeze while it pushes");
+        assert!(sandbox.runtime.is_none(), "the sandbox may freeze while it pushes");
         push.abandoned().await;
 
         // The Pushgateway is left alone for a while, and calls go on.
@@ -377,7 +334,7 @@ mod tests {
         sandbox.invoke(json!({"act": "answer"})).await.answer("202 Accepted", "").await;
         sandbox.frozen().await;
         assert!(sandbox.pushes.try_recv().is_err());
-        assert_eq!(sandbox.registered, [r#"{"events":["INVOKE"]}"#]);
+        assert_eq!(sandbox.registered, [r#"{"events":[]}"#]);
         let log = sandbox.end(true).await;
         assert!(log.contains("\"message\":\"flushed\""), "{log}");
     }
@@ -389,26 +346,6 @@ mod tests {
         assert_eq!(first.line, "GET /2018-06-01/runtime/invocation/next");
         let log = sandbox.end(false).await;
         assert!(log.contains("\"message\":\"flushed\""), "{log}");
-    }
-
-    #[tokio::test]
-    async fn managed_instances_are_not_asked_for_invoke() {
-        let variables = [("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances")];
-        let mut sandbox = Sandbox::start(true, &variables).await;
-        sandbox.frozen().await;
-        assert_eq!(sandbox.registered, [r#"{"events":[]}"#]);
-        sandbox.end(true).await;
-    }
-
-    #[tokio::test]
-    async fn ends_and_events_need_not_come_in_pairs() {
-        let calls = Arc::new(watch::Sender::default());
-        let (first, second) = (Call::start(&calls), Call::start(&calls));
-        drop(first);
-        assert!(!is_over(&calls, Duration::ZERO).await, "one is under way");
-        drop(second);
-        assert!(is_over(&calls, FUNCTION_TIMEOUT).await, "both are over");
-        assert!(!is_over(&calls, Duration::ZERO).await, "nothing new ended, and the wait is bounded");
     }
 
     #[test]

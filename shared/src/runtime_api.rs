@@ -17,7 +17,6 @@ use lambda_runtime_api_client::body::Body;
 use lambda_runtime_api_client::{PooledClient, build_request};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
@@ -76,56 +75,32 @@ pub struct Failure {
     pub error_message: String,
 }
 
-/// The invocations of this process.
-#[derive(Debug, Default)]
-pub struct Calls {
-    /// How many are neither answered nor dropped.
-    pub under_way: usize,
-    /// Whether one has ended since somebody last looked.
-    pub ended: bool,
-}
-
-/// One invocation, until its answer has been handed to Lambda or it was dropped on the way.
-pub struct Call(Arc<watch::Sender<Calls>>);
-
-impl Call {
-    /// Counts it.
-    pub fn start(calls: &Arc<watch::Sender<Calls>>) -> Self {
-        calls.send_modify(|calls| calls.under_way += 1);
-        Self(calls.clone())
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.send_modify(|calls| {
-            calls.under_way -= 1;
-            calls.ended = true;
-        });
-    }
-}
-
 /// Answers Lambda's invocations, `abreast` of them at the same time, until the Runtime API fails. The first one that is
 /// asked for ends the init phase.
-pub async fn serve<Event, Answer, Handler, Answering>(
+///
+/// `afterwards` gets the deadline of each invocation when its answer is out. Lambda hands the answer on at once; the
+/// sandbox is busy until this, too, is done.
+pub async fn serve<Event, Answer, Handler, Answering, Afterwards, Done>(
     handler: Handler,
     abreast: usize,
-    calls: Arc<watch::Sender<Calls>>,
+    afterwards: Afterwards,
 ) -> Result<(), BoxError>
 where
     Event: DeserializeOwned + Send,
     Answer: Serialize,
     Handler: Fn(Event, Context) -> Answering + Clone + Send + Sync + 'static,
     Answering: Future<Output = Result<Answer, Failure>> + Send,
+    Afterwards: Fn(u64) -> Done + Clone + Send + Sync + 'static,
+    Done: Future<Output = ()> + Send,
 {
     let client = Arc::new(PooledClient::builder().with_pool_size(abreast).build());
     if abreast == 1 {
-        return one_by_one(&client, &handler, &calls).await;
+        return one_by_one(&client, &handler, &afterwards).await;
     }
     let mut loops = JoinSet::new();
     for _ in 0..abreast {
-        let (client, handler, calls) = (client.clone(), handler.clone(), calls.clone());
-        loops.spawn(async move { one_by_one(&client, &handler, &calls).await });
+        let (client, handler, afterwards) = (client.clone(), handler.clone(), afterwards.clone());
+        loops.spawn(async move { one_by_one(&client, &handler, &afterwards).await });
     }
     // The others go on without one that fails.
     let mut ended = Ok(());
@@ -138,15 +113,16 @@ where
     ended
 }
 
-async fn one_by_one<Event, Answer, Answering>(
+async fn one_by_one<Event, Answer, Answering, Done>(
     client: &PooledClient,
     handler: &impl Fn(Event, Context) -> Answering,
-    calls: &Arc<watch::Sender<Calls>>,
+    afterwards: &impl Fn(u64) -> Done,
 ) -> Result<(), BoxError>
 where
     Event: DeserializeOwned,
     Answer: Serialize,
     Answering: Future<Output = Result<Answer, Failure>>,
+    Done: Future<Output = ()>,
 {
     loop {
         let next = client.call(build_request().method(Method::GET).uri(NEXT).body(Body::empty())?).await?;
@@ -159,14 +135,13 @@ where
             status => return Err(format!("the Runtime API answered {status} to the request for an event").into()),
         }
         let invocation = Invocation::read(&parts.headers, event)?;
-        let call = Call::start(calls);
         let span = tracing::error_span!("request", request_id = invocation.context.request_id);
         let answered = async {
             let answer = answer(&invocation, handler).await;
             hand_over(client, &invocation, answer).await
         };
         answered.instrument(span).await?;
-        drop(call);
+        afterwards(invocation.context.deadline_ms).await;
     }
 }
 
