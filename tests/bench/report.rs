@@ -5,7 +5,7 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::cases::{Measured, Memory, Share};
+use crate::cases::{Cost, Measured, Memory, Share};
 use crate::stats::Row;
 
 /// All that one run measured.
@@ -15,6 +15,7 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     pub(crate) memory: Vec<Memory>,
     pub(crate) shares: Vec<Share>,
+    pub(crate) costs: Vec<Cost>,
     pub(crate) ratios: Vec<Ratio>,
 }
 
@@ -53,8 +54,8 @@ impl Machine {
 
 impl Report {
     pub(crate) fn new(machine: Machine, measured: Measured) -> Self {
-        let Measured { rows, memory, shares } = measured;
-        let mut report = Self { machine, rows, memory, shares, ratios: Vec::new() };
+        let Measured { rows, memory, shares, costs } = measured;
+        let mut report = Self { machine, rows, memory, shares, costs, ratios: Vec::new() };
         report.ratios = report.ratios();
         report
     }
@@ -72,6 +73,9 @@ impl Report {
         let rate = |subject| self.row("one group", subject).and_then(|row| row.per_second).unwrap_or(f64::NAN);
         let beyond = |case| (self.p50(case, "produce") - self.p50(case, "empty")) / self.p50(case, "raw client");
         let (cold, first) = ("cold start, first record", "cold start, first 100");
+        // Milliseconds for a thousand records are microseconds for one.
+        let with_schemas = "batch of 1000 records";
+        let schema = |subject| self.p50(with_schemas, subject) - self.p50(with_schemas, "plain JSON");
         let longest = |case, subject| self.row(case, subject).and_then(|row| row.longest).unwrap_or(f64::NAN);
         let ten_thousand = |function: &str| {
             let memory = self.memory.iter().find(|it| it.function == function && it.requests == 10_000);
@@ -102,6 +106,16 @@ impl Report {
             ratio("manual cycle in two functions, p50", self.p50("manual cycle", "consume and"), "ms", "at most 25"),
             ratio("cold consume of 100, p50", self.p50(first, "consume, a group"), "ms", "at most 60"),
             ratio("the slowest of ten cold consumes", longest(first, "consume, a group"), "ms", "never near 1000"),
+            ratio(
+                "fetch of 1000 ÷ raw client, p50",
+                self.p50("fetch", "fetch") / self.p50("fetch", "raw client"),
+                "×",
+                "",
+            ),
+            ratio("a record validated by a JSON Schema, beyond plain JSON", schema("plain JSON, validated"), "µs", ""),
+            ratio("a record as Avro, beyond plain JSON", schema("avro"), "µs", ""),
+            ratio("a record as JSON with a schema, beyond plain JSON", schema("jsonschema"), "µs", ""),
+            ratio("a record as Protobuf, beyond plain JSON", schema("protobuf"), "µs", ""),
             ratio("4 functions ÷ 1 function on one group", rate("consume, 4") / rate("consume, 1"), "×", "at least 2"),
             ratio("produce's memory after 10,000 requests", ten_thousand("produce"), "MiB", "under 25"),
             ratio("consume's memory after 10,000 requests", ten_thousand("consume"), "MiB", "under 25"),
@@ -153,6 +167,13 @@ impl Report {
         );
         for Share { subject, took, functions, broker, bench } in &self.shares {
             let _ = writeln!(text, "| {subject} | {took:.1} | {functions:.1} | {broker:.1} | {bench:.1} |");
+        }
+        text.push_str(
+            "\n| function | binary, MiB | exec to the first request for work, ms | resident then, MiB |\n\
+             |---|---:|---:|---:|\n",
+        );
+        for Cost { function, size, init, resident } in &self.costs {
+            let _ = writeln!(text, "| {function} | {size:.1} | {init:.1} | {resident:.1} |");
         }
         text.push_str("\nEvery cold start, in the order they were made (the traps would show here):\n\n");
         for row in self.rows.iter().filter(|row| !row.each.is_empty()) {

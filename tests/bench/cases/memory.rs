@@ -54,7 +54,7 @@ async fn requests(name: &str, function: &Function, event: serde_json::Value, mos
     all
 }
 
-fn resident(pid: i32) -> f64 {
+pub(super) fn resident(pid: i32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
     line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0

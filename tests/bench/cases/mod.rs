@@ -5,10 +5,14 @@
 
 mod cold;
 mod consume;
+mod cost;
+mod fetch;
 mod group;
 mod memory;
 mod produce;
+mod schema;
 
+pub(crate) use self::cost::Cost;
 pub(crate) use self::group::Share;
 pub(crate) use self::memory::Memory;
 use crate::stats::Row;
@@ -18,7 +22,8 @@ use crate::world::World;
 const BATCH: usize = 100;
 
 /// What can be measured, in the order of the report.
-pub(crate) const CASES: [&str; 7] = ["cold", "produce", "consume", "cycle", "callers", "group", "memory"];
+pub(crate) const CASES: [&str; 10] =
+    ["cold", "produce", "consume", "cycle", "fetch", "schemas", "callers", "group", "memory", "cost"];
 
 /// What was measured.
 #[derive(Debug, Default)]
@@ -26,6 +31,7 @@ pub(crate) struct Measured {
     pub(crate) rows: Vec<Row>,
     pub(crate) memory: Vec<Memory>,
     pub(crate) shares: Vec<Share>,
+    pub(crate) costs: Vec<Cost>,
 }
 
 /// Measures one of [`CASES`]; `long`, where more requests show more.
@@ -39,9 +45,12 @@ pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mu
         "produce" => rows.extend(produce::warm(world).await),
         "consume" => rows.extend(consume::warm(world).await),
         "cycle" => rows.extend(consume::cycle(world).await),
+        "fetch" => rows.extend(fetch::warm(world).await),
+        "schemas" => rows.extend(schema::batches(world).await),
         "callers" => rows.extend(produce::callers(world).await),
         "group" => group::one_group(world, measured).await,
         "memory" => measured.memory.extend(memory::memory(world, long).await),
+        "cost" => measured.costs.extend(cost::cost(world).await),
         other => unreachable!("{other} is no case"),
     }
 }
