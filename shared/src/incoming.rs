@@ -1,4 +1,4 @@
-//! A record as a produce request describes it, one way for `produce` and for each record of a batch:
+//! A record as a produce request describes it (an event, see [`cloud_event`](crate::cloud_event), too), one way for `produce` and for each record of a batch:
 //! [`read`](Incoming::read) its members, ask whether the caller may write to its topic, then [`encode`](Incoming::encode).
 
 use serde::Deserialize;
@@ -85,6 +85,12 @@ impl<'a> Incoming<'a> {
             partition: members.partition.map(|partition| at_least(0, partition, PARTITION)).transpose()?,
             timestamp: members.timestamp.map(|timestamp| at_least(1, timestamp, TIMESTAMP)).transpose()?,
         })
+    }
+
+    /// A record that was put together of something else.
+    pub fn new(topic: TopicName, key: Option<String>, value: Draft<'a>, headers: Vec<Header>) -> Result<Self, Error> {
+        let key = key.map_or(Ok(Draft::none(Field::Key)), |key| Draft::text(Field::Key, &key))?;
+        Ok(Self { topic, key, value, headers, partition: None, timestamp: None })
     }
 
     /// Where it is to be written.

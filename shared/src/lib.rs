@@ -24,6 +24,7 @@ pub mod acknowledge;
 pub mod app;
 pub mod auth;
 pub mod aws;
+pub mod cloud_event;
 pub mod config;
 pub mod consume;
 pub mod consume_batch;

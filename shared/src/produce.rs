@@ -1,12 +1,15 @@
-//! `POST /kafka/producer/produce`: one record, acknowledged by all in-sync replicas before the answer.
+//! `POST /kafka/producer/produce`: one record, acknowledged by all in-sync replicas before the answer. It may come as a
+//! `CloudEvent`.
 
 use serde_json::json;
 
 use crate::auth::{May, Write};
+use crate::cloud_event::{self, Mode};
 use crate::config::Config;
-use crate::errors::{BoxError, Error};
+use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route};
 use crate::incoming::Incoming;
+use crate::record;
 use crate::writer::Writer;
 
 /// The endpoint, and what a warm sandbox keeps for it.
@@ -23,9 +26,29 @@ impl Endpoint for Produce {
     }
 
     async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {
-        call.request.query(&[])?;
-        let body = call.request.json_body()?;
-        let incoming = Incoming::read(&body)?;
+        let (request, mode) = (&call.request, Mode::of(&call.request)?);
+        let body;
+        let incoming = match mode {
+            None => {
+                request.query(&[])?;
+                body = request.json_body()?;
+                Incoming::read(&body)?
+            }
+            Some(Mode::Binary) => {
+                let topic = cloud_event::topic(request)?;
+                body = request.body()?;
+                cloud_event::binary(request, topic, &body)?
+            }
+            Some(Mode::Structured) => {
+                let topic = cloud_event::topic(request)?;
+                body = request.body()?;
+                cloud_event::structured(record::json(&body)?, topic)?
+            }
+            Some(Mode::Batched) => {
+                let detail = "A batch of events goes to POST /kafka/producer/produce/batch";
+                return Err(Error::new(Code::UnsupportedMediaType, detail));
+            }
+        };
         call.on_topic(incoming.topic());
         let to = may.on(incoming.topic().clone())?;
         let topic = to.topic().clone();

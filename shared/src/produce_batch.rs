@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::auth::{May, Write};
+use crate::cloud_event::{self, Mode};
 use crate::config::Config;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route, problem};
@@ -39,10 +40,25 @@ impl Endpoint for ProduceBatch {
     }
 
     async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {
-        call.request.query(&[])?;
-        let body = call.request.json_body()?;
-        let batch = Batch::read(&body)?;
-        let read = batch.records.iter().map(|json| read(json, batch.topic.as_ref(), may));
+        let request = &call.request;
+        let topic = match Mode::of(request)? {
+            None => {
+                request.query(&[])?;
+                None
+            }
+            Some(Mode::Batched) => Some(cloud_event::topic(request)?),
+            Some(Mode::Binary | Mode::Structured) => {
+                let detail = "A single event goes to POST /kafka/producer/produce; a batch of them is \
+                     application/cloudevents-batch+json";
+                return Err(Error::new(Code::UnsupportedMediaType, detail));
+            }
+        };
+        let body = request.json_body()?;
+        let batch = match topic {
+            None => Batch::read(&body)?,
+            Some(topic) => Batch::of_events(&body, topic)?,
+        };
+        let read = batch.records.iter().map(|json| read(json, &batch, may));
         let (ids, wanted): (Vec<_>, Vec<_>) = read.unzip();
         let only = only_topic(&wanted);
         if let Some(topic) = &only {
@@ -70,6 +86,8 @@ struct Batch<'a> {
     topic: Option<TopicName>,
     /// All or none.
     atomic: bool,
+    /// Whether the records are events in structured mode.
+    events: bool,
     records: Vec<&'a RawValue>,
 }
 
@@ -94,21 +112,29 @@ impl<'a> Batch<'a> {
             Some(_) => return Err(Error::new(Code::InvalidParameter, "atomic: must be true or false")),
         };
         let records = members.records.ok_or_else(|| Error::new(Code::MissingParameter, "records: is required"))?;
-        let records: Vec<&RawValue> = serde_json::from_str(records.get()).unwrap_or_default();
-        if records.is_empty() || records.len() > MAX_RECORDS {
-            let detail = format!(
-                "records: must be an array of 1 to {MAX_RECORDS} records; Lambda takes requests of 6 MB at the most"
-            );
-            return Err(Error::new(Code::InvalidParameter, detail));
-        }
-        Ok(Self { topic, atomic, records })
+        Ok(Self { topic, atomic, events: false, records: records_of(records)? })
     }
+
+    fn of_events(json: &'a [u8], topic: TopicName) -> Result<Self, Error> {
+        Ok(Self { topic: Some(topic), atomic: false, events: true, records: records_of(record::json(json)?)? })
+    }
+}
+
+fn records_of(json: &RawValue) -> Result<Vec<&RawValue>, Error> {
+    let records: Vec<&RawValue> = serde_json::from_str(json.get()).unwrap_or_default();
+    if records.is_empty() || records.len() > MAX_RECORDS {
+        let detail = format!(
+            "records: must be an array of 1 to {MAX_RECORDS} records; Lambda takes requests of 6 MB at the most"
+        );
+        return Err(Error::new(Code::InvalidParameter, detail));
+    }
+    Ok(records)
 }
 
 /// A record's `id`, and the record, if it is well-formed and its caller may write it.
 fn read<'a>(
     json: &'a RawValue,
-    default: Option<&TopicName>,
+    batch: &Batch<'_>,
     may: &May<Write>,
 ) -> (Option<&'a RawValue>, Result<Wanted<'a>, Error>) {
     /// Whatever else there may be.
@@ -126,7 +152,10 @@ fn read<'a>(
         let detail = format!("id: must be a string or a number of at most {MAX_ID_BYTES} bytes");
         return (None, Err(Error::new(Code::InvalidParameter, detail)));
     }
-    let read = Incoming::read_in_batch(json, default);
+    let read = match &batch.topic {
+        Some(topic) if batch.events => cloud_event::structured(json, topic.clone()),
+        default => Incoming::read_in_batch(json, default.as_ref()),
+    };
     (id, read.and_then(|incoming| Ok((may.on(incoming.topic().clone())?, incoming))))
 }
 

@@ -106,14 +106,18 @@ struct HeaderIn {
 
 /// Reads a request's body. No error repeats what was sent.
 pub fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+    members(json(body)?, "The body")
+}
+
+/// A request's body as JSON of any kind. No error repeats what was sent.
+pub fn json(body: &[u8]) -> Result<&RawValue, Error> {
     if body.is_empty() {
         return Err(Error::new(Code::InvalidJson, "The body is empty"));
     }
-    let json: &RawValue = serde_json::from_slice(body).map_err(|error| {
+    serde_json::from_slice(body).map_err(|error| {
         let place = format!("The body is not valid JSON (line {}, column {})", error.line(), error.column());
         Error::new(Code::InvalidJson, place)
-    })?;
-    members(json, "The body")
+    })
 }
 
 /// Reads a JSON object with known members. No error repeats what was sent; `what` names the object in them.

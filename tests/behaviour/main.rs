@@ -8,6 +8,7 @@ mod acl;
 mod adversity;
 mod atomic;
 mod batch;
+mod cloudevents;
 mod cluster;
 mod consume;
 mod consume_batch;

@@ -106,15 +106,30 @@ impl Request {
         Ok(Query(pairs))
     }
 
-    /// The body's bytes, if it is JSON by its content type (or has none). API Gateway sends base64 for what it does not
-    /// take for text.
+    /// The headers whose names begin with `prefix`: the rest of each name, in small letters, and its value.
+    pub fn headers(&self, prefix: &str) -> impl Iterator<Item = (String, &str)> {
+        self.event.headers.iter().filter_map(move |(name, value)| {
+            let name = name.to_ascii_lowercase();
+            Some((name.strip_prefix(prefix)?.to_owned(), value.as_str()))
+        })
+    }
+
+    /// The media type of the content, in small letters and without its parameters; none, if it is not given.
+    pub fn media_type(&self) -> Option<String> {
+        let essence = self.header("content-type")?.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        (!essence.is_empty()).then_some(essence)
+    }
+
+    /// The body's bytes, if it is JSON by its content type (or has none).
     pub fn json_body(&self) -> Result<Cow<'_, [u8]>, Error> {
-        if let Some(content_type) = self.header("content-type") {
-            let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-            if !(essence.is_empty() || essence == "application/json" || is_json_suffix(&essence)) {
-                return Err(Error::new(Code::UnsupportedMediaType, "Content-Type must be application/json or +json"));
-            }
+        if self.media_type().is_some_and(|media_type| !is_json(&media_type)) {
+            return Err(Error::new(Code::UnsupportedMediaType, "Content-Type must be application/json or +json"));
         }
+        self.body()
+    }
+
+    /// The body's bytes. API Gateway sends base64 for what it does not take for text.
+    pub fn body(&self) -> Result<Cow<'_, [u8]>, Error> {
         let body = self.event.body.as_deref().unwrap_or_default();
         if self.event.is_base64_encoded {
             let bytes = STANDARD
@@ -126,11 +141,12 @@ impl Request {
     }
 }
 
-/// A media type with the structured suffix `+json` (RFC 6839).
-fn is_json_suffix(essence: &str) -> bool {
-    essence
-        .split_once('/')
-        .is_some_and(|(kind, subtype)| !kind.is_empty() && subtype.len() > 5 && subtype.ends_with("+json"))
+/// Whether a media type is JSON's, or has the structured suffix `+json` (RFC 6839).
+pub fn is_json(media_type: &str) -> bool {
+    media_type == "application/json"
+        || media_type
+            .split_once('/')
+            .is_some_and(|(kind, subtype)| !kind.is_empty() && subtype.len() > 5 && subtype.ends_with("+json"))
 }
 
 /// The parameters of a query, each at most once and each known; or members of a body, which are read in the same way.

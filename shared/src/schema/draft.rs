@@ -1,8 +1,12 @@
 //! A key or a value as a produce call sends it.
 
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::registry::Version;
 use crate::errors::{Code, Error};
@@ -48,7 +52,9 @@ impl Field {
 #[derive(Debug)]
 pub struct Draft<'a> {
     pub(super) field: Field,
-    pub(super) json: &'a RawValue,
+    pub(super) json: Cow<'a, RawValue>,
+    /// The bytes to write, where they are not made of the JSON.
+    pub(super) verbatim: Option<&'a [u8]>,
     pub(super) format: Format,
     pub(super) wanted: Wanted,
 }
@@ -90,13 +96,47 @@ impl<'a> Draft<'a> {
             }
             Some(json) => wanted(field, json)?,
         };
-        Ok(Self { field, json, format, wanted })
+        Ok(Self { field, json: Cow::Borrowed(json), verbatim: None, format, wanted })
+    }
+
+    /// JSON whose text is written byte for byte, `null` too.
+    pub fn json(field: Field, json: &'a RawValue, text: &'a [u8]) -> Self {
+        Self::plain(field, Cow::Borrowed(json), Some(text), Format::Json)
+    }
+
+    /// Text.
+    pub fn text(field: Field, text: &str) -> Result<Self, Error> {
+        let json = to_raw_value(text).map_err(Error::internal)?;
+        Ok(Self::plain(field, Cow::Owned(json), None, Format::String))
+    }
+
+    /// Bytes of any kind.
+    pub fn bytes(field: Field, bytes: &'a [u8]) -> Result<Self, Error> {
+        let json = to_raw_value(&STANDARD.encode(bytes)).map_err(Error::internal)?;
+        Ok(Self::plain(field, Cow::Owned(json), Some(bytes), Format::Binary))
+    }
+
+    /// Nothing at all.
+    pub fn none(field: Field) -> Self {
+        Self::plain(field, Cow::Borrowed(RawValue::NULL), None, Format::Auto)
+    }
+
+    fn plain(field: Field, json: Cow<'a, RawValue>, verbatim: Option<&'a [u8]>, format: Format) -> Self {
+        let wanted = Wanted { subject: None, pick: Pick::Version(Version::Latest) };
+        Self { field, json, verbatim, format, wanted }
     }
 
     /// The bytes without a schema: where the format has one, the JSON itself.
     pub fn as_sent(&self) -> Result<Option<Vec<u8>>, Error> {
         let format = if matches!(self.format, Format::Schema(_)) { Format::Json } else { self.format };
-        record::decode(self.json, format, self.field.name())
+        self.decode(format)
+    }
+
+    pub(super) fn decode(&self, format: Format) -> Result<Option<Vec<u8>>, Error> {
+        match self.verbatim {
+            Some(bytes) => Ok(Some(bytes.to_vec())),
+            None => record::decode(&self.json, format, self.field.name()),
+        }
     }
 }
 

@@ -131,12 +131,12 @@ impl Schemas {
         deadline: Deadline,
     ) -> Result<Option<Vec<u8>>, Error> {
         let json = draft.json.get();
-        if json == "null" {
+        if json == "null" && draft.verbatim.is_none() {
             return Ok(None);
         }
         let Format::Schema(kind) = draft.format else {
             self.validate(topic, draft, deadline).await?;
-            return record::decode(draft.json, draft.format, draft.field.name());
+            return draft.decode(draft.format);
         };
         let registry = self.registry(draft.field.format_name())?;
         let subject = subject(topic, draft)?;
