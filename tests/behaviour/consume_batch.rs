@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
 use crate::consume::{committed, fill, offsets, raw_consumer, values};
+use crate::dead_letters::dead;
 use crate::http::{nasty, posted};
 use crate::issuer::{Issuer, OURS};
 use crate::kit::{Raw, problem, refused, topics, write};
@@ -228,6 +229,46 @@ async fn a_lease_is_settled_as_far_as_its_topics_are_there_and_allowed() {
     // Allowed again, it is settled too.
     let answer = as_roles(&acker, &["kafka_consumer:read"], accept).await;
     assert_eq!(self::results(&answer.body)[&(closed, 0)], ("accepted".to_owned(), Some(3)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_others_took_of_an_expired_lease_is_lost_and_the_rest_is_not() {
+    let (stack, one, two, group) = (Stack::shared().await, topic(1).await, topic(1).await, unique("group"));
+    fill(&stack.bootstrap(), &one, 1, 3);
+    fill(&stack.bootstrap(), &two, 1, 3);
+    let (consumer, other, acker) =
+        (function("consume-batch").await, function("consume").await, function("acknowledge").await);
+    let leased = batch(&consumer, &[&one, &two], &group, json!({ "ack": "manual", "lease_ms": 1000 })).await;
+    assert_eq!(by_topic(&leased).len(), 2);
+    let taken = consume(&other, &one, &group, "&ack=manual&timeout_ms=15000").await;
+    assert_eq!(offsets(taken.messages()), [0, 1, 2]);
+    let late = settle(&acker, &leased, json!({ "type": "accept" })).await;
+    assert_eq!((late.status, late.code()), (409, "lease_lost"));
+    let expected = BTreeMap::from([
+        ((one, 0), ("lost".to_owned(), Some(0))),
+        ((two.clone(), 0), ("accepted".to_owned(), Some(3))),
+    ]);
+    assert_eq!(results(&late.body), expected);
+    assert_eq!(committed(&stack.bootstrap(), &group, &two, 0), Some(3));
+}
+
+#[tokio::test]
+async fn records_of_several_topics_are_rejected_together() {
+    let (stack, one, two, group) = (Stack::shared().await, topic(1).await, topic(1).await, unique("group"));
+    fill(&stack.bootstrap(), &one, 1, 3);
+    fill(&stack.bootstrap(), &two, 1, 3);
+    let (consumer, acker) = (function("consume-batch").await, function("acknowledge").await);
+    let leased = batch(&consumer, &[&one, &two], &group, json!({ "ack": "manual" })).await;
+    let unnamed = json!({ "type": "reject", "records": [{ "partition": 0, "offset": 1 }] });
+    assert_eq!(settle(&acker, &leased, unnamed).await.code(), "invalid_parameter", "of which topic?");
+    let records = json!([{ "topic": one, "partition": 0, "offset": 1 }, { "topic": two, "partition": 0, "offset": 0 }]);
+    let answer = settle(&acker, &leased, json!({ "type": "reject", "records": records, "reason": "both" })).await.ok();
+    assert!(results(&answer).values().all(|(status, _)| status == "rejected"), "{answer}");
+    let bootstrap = stack.bootstrap();
+    assert_eq!((dead(&bootstrap, &one), dead(&bootstrap, &two)), (vec![1], vec![0]));
+    settle(&acker, &leased, json!({ "type": "release" })).await.ok();
+    let rest = batch(&consumer, &[&one, &two], &group, json!({})).await;
+    assert_eq!(by_topic(&rest), expected([(&one, vec![0, 2]), (&two, vec![1, 2])]));
 }
 
 #[tokio::test]
