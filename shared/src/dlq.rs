@@ -8,7 +8,7 @@ use crate::errors::{Code, Error};
 use crate::kafka::position::now_ms;
 use crate::kafka::producer::NewRecord;
 use crate::names::{GroupId, TopicName};
-use crate::record::Header;
+use crate::record::{Header, Record};
 
 /// The header that our block begins with. Kafka Connect's begins with it too, so its letters come back as well.
 const FIRST: &str = "__connect.errors.topic";
@@ -124,8 +124,32 @@ pub fn letter(record: NewRecord, death: &Death<'_>) -> NewRecord {
     NewRecord { headers, timestamp: None, ..record }
 }
 
+/// The record of a letter, to go back to its topic: the only place where one is made. `partition` is the letter's.
+///
+/// Its key decides the partition, as it did at first; without a key it goes back to where it was, as far as letters keep
+/// to their records' partitions. Its own time is now, for the reason that a letter's is.
+pub fn unletter(letter: &Record, partition: i32) -> NewRecord {
+    NewRecord {
+        key: letter.key.clone(),
+        value: letter.value.clone(),
+        headers: original(letter.headers.clone()),
+        partition: letter.key.is_none().then_some(partition),
+        timestamp: None,
+    }
+}
+
+/// Why a letter is one, in a word: ours, or the class that Kafka Connect names.
+pub fn reason(letter: &Record) -> Option<String> {
+    let named = |name: &str| letter.headers.iter().rfind(|header| header.0 == name)?.1.as_deref();
+    let reason = named("dlq.reason").or_else(|| named("__connect.errors.exception.class.name"))?;
+    Some(String::from_utf8_lossy(reason).chars().take(REASON_CHARS).collect())
+}
+
+/// The longest reason that is shown; one of ours is a word.
+const REASON_CHARS: usize = 200;
+
 /// The headers that a letter's record had.
-pub fn original(mut headers: Vec<Header>) -> Vec<Header> {
+fn original(mut headers: Vec<Header>) -> Vec<Header> {
     if let Some(block) = headers.iter().rposition(|(name, _)| name == FIRST) {
         headers.truncate(block);
     }

@@ -48,6 +48,7 @@ pub mod on_invalid;
 pub mod produce;
 pub mod produce_batch;
 pub mod record;
+pub mod redrive;
 pub mod runtime_api;
 pub mod schema;
 pub mod seek;

@@ -27,7 +27,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::ConfigError;
 use crate::dlq::Reason;
 use crate::errors::Error;
-use crate::metrics;
+use crate::metrics::{self, Direction};
 use crate::names::{GroupId, TopicName};
 
 const RUST_LOG: &str = "RUST_LOG";
@@ -142,6 +142,12 @@ pub fn died(topic: &TopicName, group: Option<&GroupId>, partition: Option<i32>, 
     metrics::died(topic, reason, records);
     let group = group.map(GroupId::as_str);
     tracing::warn!(%topic, group, partition, reason = reason.word(), records, "records went to the dead-letter topic");
+}
+
+/// Letters of one partition are back in the topic that they came from: counts them and writes their line.
+pub fn redriven(letters: &TopicName, partition: i32, target: &TopicName, records: u64, bytes: u64) {
+    metrics::records_passed(Direction::Produce, target, records, bytes);
+    tracing::info!(topic = %letters, partition, %target, records, "dead letters went back");
 }
 
 /// To the microsecond; the line need not carry more digits than the clock.

@@ -34,7 +34,7 @@ fn forbidden(code: &str) -> (u64, String) {
 }
 
 /// The README's rows for those who read.
-const CLAIMS: &[&str] =
+pub(crate) const CLAIMS: &[&str] =
     &["--transactional-id", "kafka-gateway:1:", "--resource-pattern-type", "prefixed", "--operation", "Write"];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ pub(crate) fn scheduled() -> Value {
 }
 
 /// A record for [`write`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Raw {
     pub(crate) partition: i32,
     pub(crate) key: Option<Vec<u8>>,

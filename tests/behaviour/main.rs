@@ -28,6 +28,7 @@ mod leases;
 mod life;
 mod observability;
 mod openapi;
+mod redrive;
 mod registry;
 mod retention;
 mod schemas;

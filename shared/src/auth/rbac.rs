@@ -197,6 +197,20 @@ impl<A: Action> May<A> {
     }
 }
 
+impl May<Admin> {
+    /// Whether the caller may move what lies in one topic to another: then `group` may read the one for it, and the other be
+    /// written to. `403 topic_forbidden` otherwise.
+    pub fn redrive(
+        &self,
+        from: TopicName,
+        to: TopicName,
+        group: GroupId,
+    ) -> Result<(Authorized<Read>, Authorized<Admin>), Error> {
+        self.on(from.clone())?;
+        Ok((Authorized { scope: (from, group), principal: self.principal.clone() }, self.on(to)?))
+    }
+}
+
 impl May<Read> {
     /// Whether there may be a topic that the caller can read for this group. `403 topic_forbidden` otherwise. Which ones,
     /// [`Self::reaches`] says.
@@ -438,6 +452,22 @@ mod tests {
         assert_eq!(over::<Admin>(&["kafka_admin:write"], "__consumer_offsets"), TOPIC_FORBIDDEN);
         assert_eq!(over::<Admin>(&["kafka_admin:write:*.dlq"], "orders.dlq"), Ok(()));
         assert_eq!(over::<Admin>(&["kafka_admin:write:*.dlq"], "orders"), TOPIC_FORBIDDEN);
+    }
+
+    #[test]
+    fn letters_move_only_between_topics_that_are_both_the_admin_s() {
+        let moves = |roles: &[&str]| {
+            let may = principal(roles).may::<Admin>().map_err(|error| error.code())?;
+            let group = GroupId::parse("g").expect("legal");
+            may.redrive(topic("orders.dlq"), topic("orders"), group).map(drop).map_err(|error| error.code())
+        };
+        assert_eq!(moves(&["kafka_admin:write"]), Ok(()));
+        assert_eq!(moves(&["kafka_admin:write:orders*"]), Ok(()));
+        assert_eq!(moves(&["kafka_admin:write:orders", "kafka_admin:write:*.dlq"]), Ok(()));
+        for half in ["kafka_admin:write:orders", "kafka_admin:write:orders.dlq"] {
+            assert_eq!(moves(&[half, "kafka_consumer:read", "kafka_producer:write"]), TOPIC_FORBIDDEN);
+        }
+        assert_eq!(moves(&["kafka_consumer:read", "kafka_producer:write"]), FORBIDDEN);
     }
 
     #[test]

@@ -72,12 +72,13 @@ pub enum Committed {
     Undecided(KafkaError),
 }
 
-/// Dead letters that are written in the transaction that settles their records.
+/// Records that are written in the transaction that moves the position: dead letters of what it settles, or letters on
+/// their way back.
 #[derive(Debug)]
 pub struct Letters {
     /// The topic, which is there.
     pub topic: TopicName,
-    /// The letters, each with the offset of its record.
+    /// The records, each with the offset that it had where the position is.
     pub list: Vec<(i64, NewRecord)>,
 }
 
@@ -259,18 +260,19 @@ impl Claim {
     }
 }
 
-/// Why a letter was not written, to the caller. Its topic was there just now; if it is gone, the next try makes it again.
+/// Why a letter was not written, to the caller. Its topic was there just now; if it is gone, the next try says so, or makes
+/// it again.
 fn unwritten(error: &KafkaError) -> Error {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge) => {
-            let detail = "The dead letter is larger than the dead-letter topic allows (max.message.bytes)";
+            let detail = "The record is larger than the topic that it goes to allows (max.message.bytes)";
             Error::new(Code::RecordTooLarge, detail)
         }
         Some(
             RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownPartition,
-        ) => Error::new(Code::BrokerUnavailable, "The dead-letter topic is gone; try again"),
+        ) => Error::new(Code::BrokerUnavailable, "The topic that the record goes to is gone; try again"),
         _ => unreachable(error.clone()),
     }
 }

@@ -62,6 +62,11 @@ impl DeadLetters {
         self.topic_of(origin).map(|_| self.max_deliveries)
     }
 
+    /// The topic that the letters of `letters` come from; none, if that is no dead-letter topic of ours.
+    pub fn origin_of(&self, letters: &TopicName) -> Option<TopicName> {
+        self.suffix.origin_of(letters).filter(|origin| self.topic_of(origin).as_ref() == Some(letters))
+    }
+
     /// Makes sure that the dead-letter topic of `origin` exists: how many partitions it has. Blocks; call it from
     /// `spawn_blocking`.
     ///

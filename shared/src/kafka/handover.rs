@@ -1,12 +1,14 @@
 //! What a sandbox keeps of one group's partition, and the one step in which its position moves.
 
 mod burial;
+mod redrive;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use self::burial::Burial;
+use self::burial::Cargo;
+pub use self::redrive::{Return, Returned};
 use super::claim::{Claim, Claimant, Committed};
 use super::client::Settings;
 use super::dead_letters::DeadLetters;
@@ -306,9 +308,9 @@ impl Slot {
         tools: Tools<'_>,
         intent: &Intent,
         seen: Option<&Position>,
-        burial: Option<&Burial<'_>>,
+        cargo: Option<&Cargo<'_>>,
     ) -> Result<Stepped, Error> {
-        self.beside(tools, self.alternates, |slot| slot.step_once(tools, intent, seen, burial))
+        self.beside(tools, self.alternates, |slot| slot.step_once(tools, intent, seen, cargo))
     }
 
     fn step_once(
@@ -316,7 +318,7 @@ impl Slot {
         tools: Tools<'_>,
         intent: &Intent,
         seen: Option<&Position>,
-        burial: Option<&Burial<'_>>,
+        cargo: Option<&Cargo<'_>>,
     ) -> Result<Stepped, Error> {
         let Tools { settings, sandbox, until, committing } = tools;
         // The claim leaves the slot, so that whatever goes wrong on the way drops it.
@@ -347,7 +349,7 @@ impl Slot {
                 return Ok(Stepped::Refused(refused, Box::new(position)));
             }
         };
-        let letters = match burial.map(|burial| burial.letters(self, &position, &dying, until)).transpose() {
+        let letters = match cargo.map(|cargo| cargo.letters(self, &position, &dying, until)).transpose() {
             Ok(letters) => letters.flatten(),
             Err(error) => {
                 self.claim = claim;
@@ -360,7 +362,7 @@ impl Slot {
         }
         let Some(claim) = claim else {
             if letters.is_some() {
-                return Err(Error::internal("dead letters were to be written without a claim"));
+                return Err(Error::internal("records were to be written without a claim"));
             }
             committing.store(true, Ordering::Relaxed);
             return match self.group.commit_plain(&self.topic, self.partition, &mark) {
@@ -369,11 +371,11 @@ impl Slot {
                 Err(error) => Err(error),
             };
         };
-        let undone = |error| match (burial, &letters) {
-            (Some(burial), Some(letters)) => burial.undone(letters, error),
+        let undone = |error| match (cargo, &letters) {
+            (Some(cargo), Some(letters)) => cargo.undone(letters, error),
             _ => error,
         };
-        let stepped = match claim.commit(&mark, letters.as_ref(), until, committing).map_err(undone)? {
+        let stepped = match claim.commit(&mark, letters.as_deref(), until, committing).map_err(undone)? {
             Committed::Yes => {
                 // A lease is begun by one function and settled by another: who did his part has no more use for the
                 // claim. Where that went on before, the client for the next one is made beside the step.
@@ -394,20 +396,25 @@ impl Slot {
                 }
             },
         };
-        if let (Stepped::Committed(_), Some(burial), Some(letters)) = (&stepped, burial, &letters) {
-            burial.done(self, letters);
+        if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, &letters) {
+            cargo.done(self, letters);
         }
         Ok(stepped)
     }
 
     /// Where to go on when the log does not hold the position: from its start, as nothing before it is left.
     fn restart(&self, from: i64, until: Instant) -> Result<i64, Error> {
-        let patience = until.saturating_duration_since(Instant::now());
-        let start = self.group.starts(&[(&self.topic, self.partition)], patience)?.pop().unwrap_or(Ok(0))?;
+        let start = self.start(until)?;
         tracing::warn!(
             group = %self.group.id, topic = %self.topic, partition = self.partition, position = from, start,
             "the position is outside of the log; going on from the log's start"
         );
         Ok(start)
+    }
+
+    /// Where the log begins.
+    fn start(&self, until: Instant) -> Result<i64, Error> {
+        let patience = until.saturating_duration_since(Instant::now());
+        self.group.starts(&[(&self.topic, self.partition)], patience)?.pop().unwrap_or(Ok(0))
     }
 }

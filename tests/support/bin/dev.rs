@@ -62,6 +62,7 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         gateway.answers("GET", "/kafka/consumer/fetch"),
         gateway.answers("GET", "/kafka/consumer/lag"),
         gateway.answers("GET", "/kafka/topics"),
+        gateway.answers("POST", "/kafka/dlq/redrive"),
     )?;
     progress("ready");
     println!("{}", instructions(stack, gateway).await?);

@@ -1,5 +1,6 @@
 //! Steps that settle records with dead letters: a reject, and the burial of a record that was delivered in vain.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Slot, Stepped, Taken, Tools};
@@ -14,6 +15,46 @@ use crate::kafka::producer::NewRecord;
 use crate::record::Record;
 use crate::telemetry;
 
+/// What a step writes in the transaction that moves the position: both happen, or neither.
+#[derive(Debug)]
+pub enum Cargo<'a> {
+    /// Dead letters of the records that it settles.
+    Burial(Burial<'a>),
+    /// Letters that go back to where they came from.
+    Return(Arc<Letters>),
+}
+
+impl Cargo<'_> {
+    /// The records to write, once their topic is there; none, if there is nothing to write.
+    pub(super) fn letters(
+        &self,
+        slot: &Slot,
+        position: &Position,
+        dying: &[i64],
+        until: Instant,
+    ) -> Result<Option<Arc<Letters>>, Error> {
+        match self {
+            Self::Burial(burial) => Ok(burial.letters(slot, position, dying, until)?.map(Arc::new)),
+            Self::Return(letters) => Ok(Some(Arc::clone(letters))),
+        }
+    }
+
+    /// They are not written; their topic may be another one than it was.
+    pub(super) fn undone(&self, letters: &Letters, error: Error) -> Error {
+        match self {
+            Self::Burial(burial) => burial.undone(letters, error),
+            Self::Return(_) => error,
+        }
+    }
+
+    /// They are written.
+    pub(super) fn done(&self, slot: &Slot, letters: &Letters) {
+        if let Self::Burial(burial) = self {
+            burial.done(slot, letters);
+        }
+    }
+}
+
 /// What a step needs that settles records with dead letters.
 #[derive(Debug)]
 pub struct Burial<'a> {
@@ -26,7 +67,7 @@ pub struct Burial<'a> {
 
 impl Burial<'_> {
     /// The letters of those that are `dying`, once their topic is there; none, if there is nothing to write.
-    pub(super) fn letters(
+    fn letters(
         &self,
         slot: &Slot,
         position: &Position,
@@ -58,13 +99,13 @@ impl Burial<'_> {
     }
 
     /// The letters are not written; their topic may be another one than it was.
-    pub(super) fn undone(&self, letters: &Letters, error: Error) -> Error {
+    fn undone(&self, letters: &Letters, error: Error) -> Error {
         self.dead_letters.forget(&letters.topic);
         error.with("dead_letter_topic", letters.topic.as_str())
     }
 
     /// The letters are written.
-    pub(super) fn done(&self, slot: &Slot, letters: &Letters) {
+    fn done(&self, slot: &Slot, letters: &Letters) {
         let count = letters.list.len() as u64;
         telemetry::died(&slot.topic, Some(&slot.group.id), Some(slot.partition), self.reason, count);
     }
@@ -117,7 +158,7 @@ impl Slot {
         let burial = Burial { dead_letters, records: &records, reason: Reason::Rejected, message };
         let (holder, asked, reason) = (holder.clone(), asked.clone(), reason.clone());
         let intent = Intent::Reject { holder, records: asked, there, reason };
-        Ok((self.step(tools, &intent, Some(&position), Some(&burial))?, gone))
+        Ok((self.step(tools, &intent, Some(&position), Some(&Cargo::Burial(burial)))?, gone))
     }
 
     /// Makes the first record of the window a dead letter, as it was delivered in vain for `most` times.
@@ -127,7 +168,7 @@ impl Slot {
         let message = "Delivered as often as DLQ_MAX_DELIVERIES allows, and never accepted";
         let burial = Burial { dead_letters, records: &records, reason: Reason::MaxDeliveries, message };
         let intent = Intent::Bury { seen: seen.committed, record, most };
-        match self.step(tools, &intent, Some(seen), Some(&burial)) {
+        match self.step(tools, &intent, Some(seen), Some(&Cargo::Burial(burial))) {
             Ok(Stepped::Committed(_)) => Taken::Buried,
             // It is buried, or the next look shows that it is not.
             Ok(Stepped::Refused(..) | Stepped::Fenced | Stepped::Undecided(_)) => Taken::Lost,
