@@ -60,6 +60,31 @@ async fn producing_takes_write_on_the_topic_and_nothing_more() {
     assert_eq!(produce(&producer, &body).await.ok()["offset"], 1, "nothing was written meanwhile");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rejecting_takes_write_on_the_dead_letter_topic() {
+    let server = secured().await.broker().bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    fill(&server, &topic, 1, 1);
+    let letters = format!("{topic}.dlq");
+    let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
+    let joins: &[&str] = &["--group", &group, "--operation", "Read"];
+    let may_write: &[&str] = &["--topic", &letters, "--operation", "Write"];
+    let may_create: &[&str] = &["--topic", &letters, "--operation", "Create"];
+    let (calls, reader, writer, maker) = tokio::join!(
+        Calls::make(&topic, &group),
+        user(vec![reads, joins, CLAIMS]),
+        user(vec![reads, joins, CLAIMS, may_write]),
+        user(vec![reads, joins, CLAIMS, may_write, may_create]),
+    );
+    let reject = || Event::post(ACKNOWLEDGE).json(&json!({ "token": calls.lease, "type": "reject" }));
+    let function = function_as("acknowledge", &reader, &reader).await;
+    assert_eq!(refused(&function, reject()).await, forbidden("topic_forbidden"));
+    let function = function_as("acknowledge", &writer, &writer).await;
+    assert_eq!(refused(&function, reject()).await, (503, "broker_unavailable".to_owned()), "it is not there");
+    let function = function_as("acknowledge", &maker, &maker).await;
+    assert_eq!(call(&function, reject()).await.ok()["results"][0]["committed"], 1);
+}
+
 /// The calls of those who read: of a topic with one record, and a lease on it.
 struct Calls {
     topic: String,

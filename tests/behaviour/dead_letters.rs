@@ -302,6 +302,29 @@ async fn records_that_are_gone_are_settled_without_a_letter() {
     assert_eq!(dead(&stack.bootstrap(), &topic), [2]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_lease_over_several_topics_each_record_names_its_own() {
+    let (stack, group) = (Stack::shared().await, unique("group"));
+    let (one, two) = (topic(1).await, topic(1).await);
+    for topic in [&one, &two] {
+        fill(&stack.bootstrap(), topic, 1, 3);
+    }
+    let (consumer, acker) = (function("consume-batch").await, function("acknowledge").await);
+    let body = json!({ "group_id": group, "topics": [{ "topic": one }, { "topic": two }], "ack": "manual" });
+    let leased = call(&consumer, Event::post("/kafka/consumer/consume/batch").json(&body)).await;
+    assert_eq!(leased.messages().len(), 6);
+    let unnamed = acknowledge(&acker, &reject(&leased, &[0])).await;
+    assert_eq!((unnamed.status, unnamed.code()), (400, "invalid_parameter"));
+    let mut named = reject(&leased, &[0]);
+    named["records"][0]["topic"] = json!(two);
+    let results = acknowledge(&acker, &named).await.ok()["results"].clone();
+    let expected = json!([{ "topic": two, "partition": 0, "status": "rejected", "committed": 1 }]);
+    assert_eq!(results, expected, "the other topic stays as it is");
+    acknowledge(&acker, &settle(&leased, "reject")).await.ok();
+    assert_eq!(dead(&stack.bootstrap(), &one), [0, 1, 2]);
+    assert_eq!(dead(&stack.bootstrap(), &two), [0, 1, 2]);
+}
+
 /// Takes what comes, one call after the other, and accepts it, unless `poison` is in it: the offsets that were accepted,
 /// by partition, and how often the poison was met.
 async fn work(consumer: &Function, acker: &Function, topic: &str, group: &str, poison: &str) -> (Vec<i64>, u32) {

@@ -13,6 +13,7 @@ mod cluster;
 mod consume;
 mod consume_batch;
 mod dashboards;
+mod dead_letter_steps;
 mod dead_letters;
 mod faults;
 mod fetch;

@@ -37,6 +37,9 @@ use crate::names::{GroupId, TopicName};
 /// of the blocking thread keeps its own deadline.
 const STEP: Duration = Duration::from_secs(2);
 
+/// The same for writing dead letters: they may be megabytes, in a topic that was made just now.
+const LETTERS: Duration = Duration::from_secs(5);
+
 /// The transactional id of a position. The ids are a wire protocol: two schemes would exclude nothing, so the version is
 /// part of it, and the prefix is what IAM policies grant. A topic's name holds no colon, so nothing is ambiguous.
 fn transactional_id(group: &GroupId, topic: &TopicName, partition: i32) -> String {
@@ -162,7 +165,9 @@ impl Claim {
             Err(error) if error.rdkafka_error_code().is_some_and(is_fenced) => return Ok(Committed::Fenced),
             Err(error) => return Err(unreachable(error)),
         }
-        if let Err((offset, error)) = letters.map_or(Ok(()), |letters| self.write(letters, patience(until))) {
+        if let Err((offset, error)) =
+            letters.map_or(Ok(()), |letters| self.write(letters, until.min(Instant::now() + LETTERS)))
+        {
             let _ = self.producer.abort_transaction(patience(until));
             let fenced = self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code));
             return if fenced {
@@ -198,8 +203,7 @@ impl Claim {
 
     /// Writes letters into the open transaction, and waits until all in-sync replicas have them. Otherwise: the offset of
     /// a record whose letter was not written, and why.
-    fn write(&self, letters: &Letters, patience: Duration) -> Result<(), (i64, KafkaError)> {
-        let until = Instant::now() + patience;
+    fn write(&self, letters: &Letters, until: Instant) -> Result<(), (i64, KafkaError)> {
         let mut reports = Vec::with_capacity(letters.list.len());
         for (offset, letter) in &letters.list {
             let report = Report::default();

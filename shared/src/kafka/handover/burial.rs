@@ -1,7 +1,7 @@
 //! Steps that settle records with dead letters: a reject, and the burial of a record that was delivered in vain.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Slot, Stepped, Taken, Tools};
 use crate::config::Delivery;
@@ -15,6 +15,8 @@ use crate::kafka::producer::NewRecord;
 use crate::record::Record;
 use crate::telemetry;
 
+/// How long a look waits for a position to become stable. A commit takes some milliseconds.
+const UNSTABLE: Duration = Duration::from_millis(500);
 /// What a step writes in the transaction that moves the position: both happen, or neither.
 #[derive(Debug)]
 pub enum Cargo<'a> {
@@ -139,8 +141,7 @@ impl Slot {
         if self.delivery != Delivery::Exclusive {
             return Err(Error::new(Code::InvalidParameter, "type: reject needs exclusive delivery"));
         }
-        let left = tools.until.saturating_duration_since(Instant::now());
-        let position = self.group.position((&self.topic, self.partition), left)?;
+        let position = self.look(tools)?;
         match decide(&position, intent, Stamp::new(tools.sandbox)) {
             Verdict::Bury(..) => {}
             refused => return Ok((Stepped::Refused(refused, Box::new(position)), Vec::new())),
@@ -159,6 +160,19 @@ impl Slot {
         let (holder, asked, reason) = (holder.clone(), asked.clone(), reason.clone());
         let intent = Intent::Reject { holder, records: asked, there, reason };
         Ok((self.step(tools, &intent, Some(&position), Some(&Cargo::Burial(burial)))?, gone))
+    }
+
+    /// The position, without a claim: whose lease it is matters before anything is read. Where a function that is dead or
+    /// frozen has left a transaction open it is claimed all the same, or it could not be read until that times out.
+    fn look(&mut self, tools: Tools<'_>) -> Result<Position, Error> {
+        let left = |most: Duration| tools.until.saturating_duration_since(Instant::now()).min(most);
+        match self.group.position((&self.topic, self.partition), left(UNSTABLE)) {
+            Err(error) if error.code() == Code::BrokerUnavailable => {
+                self.unblock(tools)?;
+                self.group.position((&self.topic, self.partition), left(Duration::MAX))
+            }
+            read => read,
+        }
     }
 
     /// Makes the first record of the window a dead letter, as it was delivered in vain for `most` times.
