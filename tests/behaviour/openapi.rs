@@ -2,6 +2,8 @@
 
 mod document;
 mod examples;
+mod page;
+mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

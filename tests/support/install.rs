@@ -14,6 +14,7 @@ use crate::run::progress;
 
 const KEYCLOAK_VERSION: &str = "26.4.0";
 const REGISTRY_VERSION: &str = "3.0.9";
+const SWAGGER_UI: &str = "swagger-ui-dist@5.35.0";
 const MAVEN_PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0";
 /// `cargo-lambda` comes without its dependency ziglang (400 MB): only cross-compiling needs it.
 const PYTHON_PACKAGES: [(&str, &[&str]); 2] = [("cargo-lambda==1.9.2", &["--no-deps"]), ("aiokafka==0.14.0", &[])];
@@ -76,7 +77,8 @@ pub(crate) async fn all() -> Result<Installed> {
         ("setpriv", "util-linux"),
         ("apt-get", "apt"),
         ("dpkg-deb", "dpkg"),
-    ])?;
+    ])
+    .context("no container engine answers")?;
     let _lock = exclusive().await?;
     // One Maven at a time: two would write to the same local repository.
     let from_maven = async { Ok::<_, Error>((kafka().await?, keycloak().await?)) };
@@ -130,6 +132,29 @@ pub(crate) async fn venv_with(name: &str, packages: &[&str]) -> Result<PathBuf> 
         pip_install(dir, packages, &[]).await
     })
     .await
+}
+
+/// Swagger UI's files. They are only unpacked: neither its scripts nor what it depends on (a counter of installations)
+/// is wanted.
+pub(crate) async fn swagger_ui() -> Result<PathBuf> {
+    require(&[("npm", "npm"), ("tar", "tar")])?;
+    let _lock = exclusive().await?;
+    step(SWAGGER_UI, &local().join("swagger-ui"), SWAGGER_UI, async |dir| {
+        let mut npm = supervised("npm");
+        npm.args(["pack", "--silent", SWAGGER_UI]).current_dir(dir);
+        let archive = output(&format!("npm pack {SWAGGER_UI}"), npm).await?;
+        let archive = dir.join(archive.trim());
+        let mut tar = supervised("tar");
+        tar.arg("-xzf").arg(&archive).args(["--strip-components=1", "-C"]).arg(dir);
+        output("tar", tar).await?;
+        fs::remove_file(&archive).context(archive.display())
+    })
+    .await
+}
+
+/// A browser, and what drives it.
+pub(crate) fn chromium() -> Result<()> {
+    require(&[("chromium", "chromium"), ("chromedriver", "chromium-driver")])
 }
 
 async fn pip_install(venv: &Path, packages: &[&str], options: &[&str]) -> Result<()> {
@@ -266,9 +291,7 @@ fn require(tools: &[(&str, &str)]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|(tool, _)| *tool).collect();
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     let (names, packages) = (names.join(", "), packages.join(" "));
-    Err(Error::new(format!(
-        "missing: {names}; install with: apt-get install -y {packages} (or start a container engine)"
-    )))
+    Err(Error::new(format!("missing: {names}; install with: apt-get install -y {packages}")))
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -11,6 +11,8 @@
 //! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
 //! - [`Prometheus`]: with the rules of `infra/local`; `promtool` on them.
+//! - [`Gateway`]: the functions at their routes, by `cargo lambda watch`. [`Page`]: the API as a page before it;
+//!   [`Browser`]: who looks at that.
 //! - [`Event`]: the API Gateway event a function is invoked with.
 //!
 //! Helpers that only tests call panic when they fail: a failing helper is a failing test.
@@ -18,6 +20,7 @@
 // The panics are the point (see above), and repeating that on every helper would say nothing.
 #![allow(clippy::missing_panics_doc)]
 
+mod browser;
 mod certificates;
 mod cluster;
 mod compose;
@@ -28,6 +31,7 @@ mod install;
 mod kafka;
 mod keycloak;
 mod lambda_api;
+mod page;
 pub mod process;
 mod prometheus;
 mod proxy;
@@ -39,6 +43,7 @@ mod stack;
 mod watch;
 mod zookeeper;
 
+pub use browser::Browser;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use error::{Error, Result};
@@ -47,6 +52,7 @@ pub use function::{Function, StartFailure};
 pub use install::{kafka_since, kafka_version};
 pub use kafka::Broker;
 pub use lambda_api::Failure;
+pub use page::Page;
 pub use process::Process;
 pub use prometheus::{Prometheus, promtool};
 pub use proxy::{Api, At, Held, Proxy};

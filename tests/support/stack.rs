@@ -7,18 +7,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::OnceCell;
 
+use crate::browser::Browser;
 use crate::cluster::Cluster;
 use crate::compose::{self, Compose};
 use crate::error::{Error, Result};
 use crate::install;
 use crate::kafka::Broker;
 use crate::keycloak::{self, Tokens};
+use crate::page::Page;
 use crate::process::{Process, output, supervised};
 use crate::proxy::Proxy;
 use crate::pushgateway;
 use crate::registry;
 use crate::run::{RunDir, free_port, progress};
 use crate::secured::Secured;
+use crate::watch::Gateway;
 
 /// A running Kafka, Keycloak and Pushgateway. Ended, with their data, when dropped or when the process is gone.
 #[derive(Debug)]
@@ -199,6 +202,26 @@ impl Stack {
                 Broker::container(Arc::new(compose), port).await
             }
         }
+    }
+
+    /// The functions at their routes, served by `cargo lambda watch`, with `more` variables.
+    pub async fn gateway(&self, more: &[(&str, &str)]) -> Gateway {
+        let log = self.run.log(&format!("watch-{}", self.extra.fetch_add(1, Ordering::Relaxed)));
+        Gateway::start(self, more, Some(&log)).await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The API as a page, before such a gateway.
+    pub async fn page(&self, gateway: &Gateway) -> Page {
+        Page::start(self, gateway).await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// A browser that nobody sees.
+    pub async fn browser(&self) -> Browser {
+        let started = async {
+            let (data, log) = (self.run.data("browser")?, self.run.log("browser"));
+            Browser::start(&data, &log).await
+        };
+        started.await.unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// Runs one of Kafka's own tools against this stack: `--bootstrap-server` is added.

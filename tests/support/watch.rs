@@ -1,5 +1,6 @@
 //! The functions served at their routes by `cargo lambda watch`.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -9,8 +10,8 @@ use crate::process::{Process, supervised};
 use crate::run::free_port;
 use crate::stack::Stack;
 
-/// How long a function may take to answer; it was compiled before.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a function may take to answer on a busy machine; it was compiled before.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A local stand-in for API Gateway in front of all functions; they are compiled again when their code changes.
 #[derive(Debug)]
@@ -20,14 +21,24 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it on a free port, for functions that work with `stack`, and with `more` variables.
-    pub async fn start(stack: &Stack, more: &[(&str, &str)]) -> Result<Self> {
+    /// Starts it on a free port, for functions that work with `stack`, and with `more` variables. What it and the
+    /// functions write goes to `log`, or where this program's output goes.
+    pub async fn start(stack: &Stack, more: &[(&str, &str)], log: Option<&Path>) -> Result<Self> {
         let port = free_port()?;
         let mut watch = supervised(venv().await?.join("bin/cargo-lambda"));
         // `--wait`: otherwise every binary of the workspace is started as a function, this program too.
         watch.args(["lambda", "watch", "--quiet", "--wait", "--invoke-address", "127.0.0.1", "--invoke-port"]);
         watch.arg(port.to_string()).current_dir(workspace_root()).envs(stack.kafka_env()).envs(more.iter().copied());
-        Ok(Self { process: Process::attached("cargo lambda watch", watch)?, port })
+        let name = "cargo lambda watch";
+        let process = match log {
+            // In a test, what the functions are does not change in its middle.
+            Some(log) => {
+                watch.arg("--ignore-changes");
+                Process::start(name, watch, log)?
+            }
+            None => Process::attached(name, watch)?,
+        };
+        Ok(Self { process, port })
     }
 
     /// The base URL of all routes.

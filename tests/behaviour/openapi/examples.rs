@@ -3,33 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use form_urlencoded::Serializer;
-use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use serde_json::Value;
 use tests::{Broker, Event, Function, Stack};
 
 use super::document::{Document, Operation};
+use super::served::broker_for_examples;
 use super::watched;
-use crate::kit::{Raw, write_on};
-use crate::registry::register;
-use crate::world::{Answer, admin, unique};
-
-/// The topics that the examples speak of, on a broker of their own, where names are theirs alone.
-pub(super) async fn broker_for_examples() -> Broker {
-    let broker = Stack::shared().await.extra_broker(&[]).await;
-    let topics = ["orders", "orders.dlq", "orders-avro", "archive"];
-    let topics = topics.map(|name| NewTopic::new(name, 3, TopicReplication::Fixed(1)));
-    let created = admin(&broker.bootstrap()).create_topics(&topics, &AdminOptions::new()).await.expect("an answer");
-    for topic in created {
-        topic.expect("created");
-    }
-    let orders = (0..9).map(|number| Raw::value(number % 3, format!("order {number}")));
-    write_on(&broker.bootstrap(), "orders", &orders.collect::<Vec<_>>()).await;
-    write_on(&broker.bootstrap(), "archive", &[Raw::value(0, "x".repeat(4000))]).await;
-    write_on(&broker.bootstrap(), "orders.dlq", &[Raw::value(0, "an order")]).await;
-    let schema = r#"{"type":"record","name":"Order","fields":[{"name":"id","type":"long"}]}"#;
-    register("orders-avro-value", "AVRO", schema, &Value::Array(vec![])).await;
-    broker
-}
+use crate::world::{Answer, unique};
 
 struct World {
     document: Document,

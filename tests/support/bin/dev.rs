@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use tests::{Error, Gateway, Result, Stack, progress};
+use tests::{Error, Gateway, Page, Result, Stack, progress};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -39,7 +39,7 @@ async fn run(mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
         registry = stack.try_registry() => registry?.to_owned(),
         () = &mut stop => return Ok(()),
     };
-    let gateway = Gateway::start(&stack, &[("SCHEMA_REGISTRY_URL", &registry)]).await?;
+    let gateway = Gateway::start(&stack, &[("SCHEMA_REGISTRY_URL", &registry)], None).await?;
     let ended = tokio::select! {
         ended = serve(&stack, &gateway) => ended,
         () = &mut stop => Ok(()),
@@ -53,6 +53,8 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
     progress("starting the functions");
     tokio::try_join!(
         create_topic(stack, "demo"),
+        // The one that the page's examples speak of.
+        create_topic(stack, "orders"),
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("POST", "/kafka/producer/produce/batch"),
         gateway.answers("GET", "/kafka/consumer/consume"),
@@ -64,15 +66,16 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         gateway.answers("GET", "/kafka/topics"),
         gateway.answers("POST", "/kafka/dlq/redrive"),
     )?;
+    let page = Page::start(stack, gateway).await?;
     progress("ready");
-    println!("{}", instructions(stack, gateway).await?);
+    println!("{}", instructions(stack, gateway, &page).await?);
     while !gateway.ended() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Err(Error::new("cargo lambda watch ended"))
 }
 
-async fn instructions(stack: &Stack, gateway: &Gateway) -> Result<String> {
+async fn instructions(stack: &Stack, gateway: &Gateway, page: &Page) -> Result<String> {
     let (url, token) = (gateway.url(), stack.try_token("gateway-full").await?);
     let token_url = format!("{}/protocol/openid-connect/token", stack.issuer());
     Ok(format!(
@@ -80,6 +83,8 @@ async fn instructions(stack: &Stack, gateway: &Gateway) -> Result<String> {
 Kafka {kafka} · issuer {issuer} · Pushgateway {pushgateway}
 schema registry {registry}
 logs: {logs}
+
+In a browser: {page}
 
 TOKEN={token}
 
@@ -110,6 +115,7 @@ Ctrl-C ends everything."#,
         pushgateway = stack.pushgateway(),
         registry = stack.try_registry().await?,
         logs = stack.logs().display(),
+        page = page.url(),
     ))
 }
 
