@@ -2,6 +2,7 @@
 
 mod document;
 mod examples;
+mod fuzz;
 mod page;
 mod served;
 
