@@ -29,6 +29,20 @@ pub(crate) async fn produce(producer: &FutureProducer, topic: &str) -> Duration 
     begun.elapsed()
 }
 
+/// The same for many records, which are sent together and then waited for.
+pub(crate) async fn produce_many(producer: &FutureProducer, topic: &str, count: usize) -> Duration {
+    let begun = Instant::now();
+    let send = |_| {
+        let record = FutureRecord::<(), str>::to(topic).payload(VALUE);
+        producer.send_result(record).map_err(|(error, _)| error).expect("queued")
+    };
+    let deliveries: Vec<_> = (0..count).map(send).collect();
+    for delivery in deliveries {
+        delivery.await.expect("a report").map_err(|(error, _)| error).expect("acknowledged");
+    }
+    begun.elapsed()
+}
+
 /// A consumer on one partition, which it has for itself by agreement and not by anything that enforces it.
 pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str) -> BaseConsumer {
     let consumer: BaseConsumer = ClientConfig::new()

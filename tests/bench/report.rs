@@ -96,6 +96,12 @@ impl Report {
                 "at most 1.5",
             ),
             ratio(
+                "(batch of 1000 × 100 bytes − empty function) ÷ raw client, p50",
+                beyond("batch of 1000 × 100 bytes"),
+                "×",
+                "at most 1.3",
+            ),
+            ratio(
                 "cold produce p50 ÷ raw client's own cold start",
                 self.p50(cold, "produce") / self.p50(cold, "raw client, tuned"),
                 "×",

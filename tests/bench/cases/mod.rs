@@ -3,6 +3,7 @@
 //!
 //! A new case is a function of [`World`] in a file here, a word in [`CASES`] and a line in [`measure`].
 
+mod batch;
 mod cold;
 mod consume;
 mod cost;
@@ -22,8 +23,8 @@ use crate::world::World;
 const BATCH: usize = 100;
 
 /// What can be measured, in the order of the report.
-pub(crate) const CASES: [&str; 10] =
-    ["cold", "produce", "consume", "cycle", "fetch", "schemas", "callers", "group", "memory", "cost"];
+pub(crate) const CASES: [&str; 11] =
+    ["cold", "produce", "batch", "consume", "cycle", "fetch", "schemas", "callers", "group", "memory", "cost"];
 
 /// What was measured.
 #[derive(Debug, Default)]
@@ -43,6 +44,7 @@ pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mu
             rows.extend(cold::consume(world).await);
         }
         "produce" => rows.extend(produce::warm(world).await),
+        "batch" => rows.extend(batch::warm(world).await),
         "consume" => rows.extend(consume::warm(world).await),
         "cycle" => rows.extend(consume::cycle(world).await),
         "fetch" => rows.extend(fetch::warm(world).await),
