@@ -15,6 +15,7 @@ use crate::http::{Endpoint, Service};
 use crate::lag_monitor::{Incomplete, LagMonitor};
 use crate::metrics::push::Pusher;
 use crate::runtime_api::{self, Context, Failure};
+use crate::secrets::Secrets;
 use crate::warm::Warm;
 use crate::{lifecycle, metrics, telemetry};
 
@@ -73,7 +74,7 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
         let client = tokio::task::spawn_blocking(http_client).await??;
         Ok::<_, BoxError>((Authenticator::start(&config.oidc, client.clone()).await, client))
     };
-    let (warm, identity) = tokio::join!(Warm::<E>::start(&config), identity);
+    let (warm, identity) = tokio::join!(Warm::<E>::start(config.clone()), identity);
     let (authenticator, client) = identity?;
     let pusher = Pusher::install(&config.metrics, client)?;
     let service = Arc::new(Service::new(warm?, authenticator, config.request_timeout));
@@ -93,11 +94,17 @@ async fn serve<E: Endpoint>(started: Instant) -> Result<(), BoxError> {
 async fn monitor(_: Instant) -> Result<(), BoxError> {
     let config = MonitorConfig::from_env()?;
     let client = tokio::task::spawn_blocking(http_client).await??;
-    let monitor = Arc::new(LagMonitor::new(config, client));
+    let secrets = Arc::new(Secrets::of_kafka(&config.kafka));
     let run = move |_: IgnoredAny, context: Context| {
-        let monitor = Arc::clone(&monitor);
+        let (mut config, client, secrets) = (config.clone(), client.clone(), Arc::clone(&secrets));
         let deadline = Deadline::of_invocation(context.deadline_ms, FUNCTION_TIMEOUT);
         async move {
+            if let Some(secrets) = &*secrets {
+                let unread = |error: BoxError| Failure { error_type: "Credentials", error_message: error.to_string() };
+                let texts = secrets.read().await.map_err(unread)?;
+                config.kafka = texts.put_into_kafka(&config.kafka).map_err(|error| unread(error.into()))?;
+            }
+            let monitor = Arc::new(LagMonitor::new(config, client));
             let incomplete = |error: Incomplete| Failure { error_type: "Incomplete", error_message: error.to_string() };
             monitor.run(deadline).await.map_err(incomplete)
         }

@@ -4,6 +4,7 @@
 
 mod monitor;
 mod schemas;
+mod secrets;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -18,6 +19,8 @@ use crate::dlq::Suffix;
 use crate::kafka::iam::Iam;
 
 pub use self::monitor::MonitorConfig;
+use self::secrets::KAFKA_CREDENTIALS;
+pub use self::secrets::{Arn, Purpose};
 
 /// A variable that is missing or has a value that cannot be used. Never repeats the value: it may be a secret.
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +94,7 @@ pub enum Security {
     /// Encrypted; the broker is verified, the client anonymous.
     Tls,
     /// Encrypted; both sides show a certificate.
-    Mtls {
-        /// PEM file.
-        certificate: PathBuf,
-        /// PEM file.
-        key: PathBuf,
-    },
+    Mtls(ClientCertificate),
     /// Encrypted, with a SCRAM login (RFC 5802).
     Scram {
         /// librdkafka's `sasl.mechanism`.
@@ -108,6 +106,29 @@ pub enum Security {
     },
     /// Encrypted, with the function's IAM role as the login at MSK.
     MskIam(Iam),
+    /// What is needed is in Secrets Manager, and was not read yet: no client is made before.
+    Unread(Purpose, Arn),
+}
+
+/// Who the client is.
+#[derive(Clone)]
+pub enum ClientCertificate {
+    /// PEM files.
+    Files {
+        /// The certificate.
+        certificate: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+    /// PEM texts.
+    Text {
+        /// The certificate.
+        certificate: String,
+        /// Its key.
+        key: String,
+        /// What the key is encrypted with, if it is.
+        password: Option<String>,
+    },
 }
 
 impl std::fmt::Debug for Security {
@@ -115,9 +136,10 @@ impl std::fmt::Debug for Security {
         f.write_str(match self {
             Self::Plaintext => "Plaintext",
             Self::Tls => "Tls",
-            Self::Mtls { .. } => "Mtls",
+            Self::Mtls(_) => "Mtls",
             Self::Scram { mechanism, .. } => mechanism,
             Self::MskIam(_) => "MskIam",
+            Self::Unread(..) => "Unread",
         })
     }
 }
@@ -280,10 +302,7 @@ impl Security {
         match env.get(SECURITY).unwrap_or("plaintext") {
             "plaintext" => Ok(Self::Plaintext),
             "tls" => Ok(Self::Tls),
-            "mtls" => Ok(Self::Mtls {
-                certificate: env.file("KAFKA_CLIENT_CERT_FILE")?.ok_or_else(|| missing("KAFKA_CLIENT_CERT_FILE"))?,
-                key: env.file("KAFKA_CLIENT_KEY_FILE")?.ok_or_else(|| missing("KAFKA_CLIENT_KEY_FILE"))?,
-            }),
+            "mtls" => Self::mtls(env),
             "scram-sha-256" => Self::scram(env, "SCRAM-SHA-256"),
             "scram-sha-512" => Self::scram(env, "SCRAM-SHA-512"),
             "msk-iam" => {
@@ -294,14 +313,24 @@ impl Security {
         }
     }
 
-    fn scram(env: &Variables, mechanism: &'static str) -> Result<Self, ConfigError> {
-        const CREDENTIALS: &str = "KAFKA_CREDENTIALS";
-        let credentials = env.required(CREDENTIALS)?;
-        if credentials.starts_with("arn:") {
-            return Err(bad(CREDENTIALS, "Secrets Manager ARNs are not built into this version; use user:password"));
+    fn mtls(env: &Variables) -> Result<Self, ConfigError> {
+        if let Some(credentials) = env.get(KAFKA_CREDENTIALS) {
+            let arn = Arn::parse(KAFKA_CREDENTIALS, credentials)?;
+            let arn = arn.ok_or_else(|| bad(KAFKA_CREDENTIALS, "must be the ARN of a secret for mtls"))?;
+            return Ok(Self::Unread(Purpose::Mtls, arn));
         }
-        let (username, password) =
-            credentials.split_once(':').ok_or_else(|| bad(CREDENTIALS, "must be user:password"))?;
+        let file = |name| env.file(name)?.ok_or_else(|| missing(name));
+        let (certificate, key) = (file("KAFKA_CLIENT_CERT_FILE")?, file("KAFKA_CLIENT_KEY_FILE")?);
+        Ok(Self::Mtls(ClientCertificate::Files { certificate, key }))
+    }
+
+    fn scram(env: &Variables, mechanism: &'static str) -> Result<Self, ConfigError> {
+        let credentials = env.required(KAFKA_CREDENTIALS)?;
+        if let Some(arn) = Arn::parse(KAFKA_CREDENTIALS, &credentials)? {
+            return Ok(Self::Unread(Purpose::Scram(mechanism), arn));
+        }
+        let wrong = "must be user:password, or the ARN of a secret";
+        let (username, password) = credentials.split_once(':').ok_or_else(|| bad(KAFKA_CREDENTIALS, wrong))?;
         Ok(Self::Scram { mechanism, username: username.to_owned(), password: password.to_owned() })
     }
 }
@@ -445,6 +474,9 @@ mod tests {
             ("KAFKA_SECURITY", "mtls"),
             ("KAFKA_SECURITY", "scram-sha-256"),
             ("KAFKA_SECURITY", "msk-iam"),
+            ("KAFKA_CREDENTIALS", "arn:aws:secretsmanager:eu-central-1:1:s3cret"),
+            ("KAFKA_CREDENTIALS", "arn:aws:secretsmanager:s3cret.example/:1:secret:x"),
+            ("KAFKA_CREDENTIALS", "arn:aws:ssm:eu-central-1:1:secret:s3cret"),
             ("KAFKA_CA_FILE", "/s3cret/none"),
             ("KAFKA_AUTO_CREATE_TOPICS", "yes"),
             ("KAFKA_CONSUME_DELIVERY", "s3cret"),
@@ -469,7 +501,11 @@ mod tests {
             ("SCHEMA_VALIDATION", "required"),
             ("SCHEMA_ON_INVALID", "s3cret"),
         ] {
-            let error = read(&[(variable, value)]).expect_err(variable).to_string();
+            let mut given = vec![(variable, value)];
+            if variable == "KAFKA_CREDENTIALS" {
+                given.push(("KAFKA_SECURITY", "scram-sha-512"));
+            }
+            let error = read(&given).expect_err(variable).to_string();
             let named = match (variable, value) {
                 (_, "mtls") => "KAFKA_CLIENT_CERT_FILE",
                 (_, "scram-sha-256") => "KAFKA_CREDENTIALS",
@@ -544,5 +580,42 @@ mod tests {
         let Security::Scram { username, password, .. } = &config.kafka.security else { panic!("scram") };
         assert_eq!((username.as_str(), password.as_str()), ("user", "pa:ss"));
         assert!(!format!("{config:?}").contains("pa:ss"));
+    }
+
+    #[test]
+    fn a_secret_is_read_later_and_never_shown() {
+        const ARN: &str = "arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:kafka/a:b-AbCdEf";
+        let config = read(&[
+            ("KAFKA_SECURITY", "scram-sha-256"),
+            ("KAFKA_CREDENTIALS", ARN),
+            ("SCHEMA_REGISTRY_URL", "http://localhost:8081"),
+            ("SCHEMA_REGISTRY_CREDENTIALS", ARN),
+        ])
+        .expect("valid");
+        let Security::Unread(purpose, arn) = &config.kafka.security else { panic!("not yet") };
+        assert_eq!((arn.as_str(), arn.region(), arn.partition()), (ARN, "cn-north-1", "aws-cn"));
+        let read_as = purpose.read(r#"{ "username": "u", "password": "p", "engine": "x" }"#).expect("valid");
+        let Security::Scram { mechanism: "SCRAM-SHA-256", username, password } = &read_as else { panic!("scram") };
+        assert_eq!((username.as_str(), password.as_str()), ("u", "p"));
+        assert!(matches!(
+            Purpose::Mtls.read(r#"{ "certificate": "c", "privateKey": "k" }"#),
+            Ok(Security::Mtls(ClientCertificate::Text { password: None, .. }))
+        ));
+        let mut registry = config.schemas.registry.expect("a registry");
+        assert!(registry.authorization.is_none());
+        registry.read_secret(r#"{ "username": "u", "password": "p" }"#).expect("valid");
+        assert_eq!(registry.authorization.as_ref().expect("known now"), "Basic dTpw");
+        registry.read_secret(r#"{ "token": "t" }"#).expect("valid");
+        assert_eq!(registry.authorization.as_ref().expect("known now"), "Bearer t");
+        for wrong in ["s3cret", r#"{ "username": "s3cret" }"#, r#"{ "certificate": "s3cret" }"#, "{}"] {
+            for error in [purpose.read(wrong).err(), Purpose::Mtls.read(wrong).err(), registry.read_secret(wrong).err()]
+            {
+                let error = error.expect("refused").to_string();
+                assert!(
+                    error.contains("_CREDENTIALS: the secret must be JSON") && !error.contains("s3cret"),
+                    "{error}"
+                );
+            }
+        }
     }
 }

@@ -51,6 +51,7 @@ pub mod record;
 pub mod redrive;
 pub mod runtime_api;
 pub mod schema;
+pub mod secrets;
 pub mod seek;
 pub mod telemetry;
 pub mod topics;

@@ -160,3 +160,31 @@ async fn consuming_takes_the_topic_the_group_and_the_claims() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejecting_takes_the_dead_letter_topic_and_leave_to_make_it() {
+    let server = secured().await.broker().bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    let letters = format!("{topic}.dlq");
+    fill(&server, &topic, 1, 1);
+    let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
+    let joins: &[&str] = &["--group", &group, "--operation", "Read"];
+    let keeps: &[&str] = &["--topic", &letters, "--operation", "Write"];
+    let makes: &[&str] = &["--topic", &letters, "--operation", "Create"];
+    let (calls, without_letters, without_making, whole) = tokio::join!(
+        Calls::make(&topic, &group),
+        user(vec![reads, joins, CLAIMS]),
+        user(vec![reads, joins, CLAIMS, keeps]),
+        user(vec![reads, joins, CLAIMS, keeps, makes]),
+    );
+    let event = Event::post(ACKNOWLEDGE).json(&json!({ "token": calls.lease, "type": "reject" }));
+    for (user, refusal) in [(without_letters, (403, "topic_forbidden")), (without_making, (503, "broker_unavailable"))]
+    {
+        let function = function_as("acknowledge", &user, &user).await;
+        let (status, code) = refused(&function, event.clone()).await;
+        assert_eq!((status, code.as_str()), refusal, "{user}");
+    }
+    let function = function_as("acknowledge", &whole, &whole).await;
+    // Nothing has moved before.
+    assert_eq!(call(&function, event).await.ok()["results"][0]["committed"], 1);
+}

@@ -34,6 +34,7 @@ mod registry;
 mod retention;
 mod schemas;
 mod secrets;
+mod secrets_manager;
 mod security;
 mod seek;
 mod side_by_side;

@@ -17,7 +17,7 @@ const LISTENERS: [(&str, &str); 5] =
 /// The secret key of everybody who logs in at the listener `IAM`, as `java/MskTokens.java` has it.
 pub const SECRET_KEY: &str = "an/example+secret/key";
 
-/// How often whoever logged in there must log in again.
+/// How often whoever logged in there, or by SCRAM-SHA-512, must log in again.
 const AGAIN_MS: &str = "10000";
 
 /// A broker with a listener for each kind of security, and Kafka's own authorizer on. Whoever comes without a name may
@@ -67,6 +67,7 @@ impl Secured {
             ("listener.name.scram.sasl.enabled.mechanisms", "SCRAM-SHA-256,SCRAM-SHA-512".to_owned()),
             ("listener.name.scram.scram-sha-256.sasl.jaas.config", scram.to_owned()),
             ("listener.name.scram.scram-sha-512.sasl.jaas.config", scram.to_owned()),
+            ("listener.name.scram.scram-sha-512.connections.max.reauth.ms", AGAIN_MS.to_owned()),
             ("listener.name.iam.sasl.enabled.mechanisms", "OAUTHBEARER".to_owned()),
             ("listener.name.iam.oauthbearer.sasl.jaas.config", iam),
             ("listener.name.iam.oauthbearer.sasl.server.callback.handler.class", "MskTokens".to_owned()),

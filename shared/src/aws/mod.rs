@@ -1,10 +1,12 @@
-//! What AWS gives to a function: the login at MSK by IAM. The only code that knows AWS's SDK, and that the feature `aws`
+//! What AWS gives to a function: the login at MSK by IAM, and secrets. The only code that knows AWS's SDK, and that the feature `aws`
 //! takes away.
 
 use std::time::SystemTime;
 
 #[cfg(feature = "aws")]
 mod sdk;
+#[cfg(feature = "aws")]
+mod secret;
 #[cfg(feature = "aws")]
 pub use sdk::Aws;
 
@@ -38,6 +40,12 @@ impl Aws {
     /// Never called.
     #[allow(clippy::unused_async)] // as the other one is
     pub async fn token(&self) -> Result<Token, crate::errors::BoxError> {
+        match *self {}
+    }
+
+    /// Never called.
+    #[allow(clippy::unused_async)] // as the other one is
+    pub async fn secret(&self, _: &crate::config::Arn) -> Result<String, crate::errors::BoxError> {
         match *self {}
     }
 }

@@ -9,7 +9,8 @@ use aws_types::region::Region;
 use futures_util::FutureExt;
 use tokio::sync::OnceCell;
 
-use super::Token;
+use super::{Token, secret};
+use crate::config::Arn;
 use crate::errors::BoxError;
 
 /// The function's own role, in a region.
@@ -17,6 +18,8 @@ pub struct Aws {
     region: Region,
     /// The usual chain; in Lambda it ends at the environment's variables, and asks nobody.
     provider: OnceCell<SharedCredentialsProvider>,
+    /// For Secrets Manager.
+    client: OnceCell<reqwest::Client>,
 }
 
 impl std::fmt::Debug for Aws {
@@ -29,7 +32,7 @@ impl Aws {
     /// Asks for nothing yet. None, if the feature `aws` is not built in.
     #[allow(clippy::unnecessary_wraps)] // the other one has none
     pub fn new(region: &str) -> Option<Self> {
-        Some(Self { region: Region::new(region.to_owned()), provider: OnceCell::new() })
+        Some(Self { region: Region::new(region.to_owned()), provider: OnceCell::new(), client: OnceCell::new() })
     }
 
     /// A new token for MSK, signed with the role's credentials of now. It ends after 15 minutes, or with them.
@@ -45,6 +48,13 @@ impl Aws {
         let (text, until_ms) = generate_auth_token_from_credentials_provider(self.region.clone(), signer).await?;
         let until = UNIX_EPOCH + Duration::from_millis(u64::try_from(until_ms)?);
         Ok(Token { text, until: ends.map_or(until, |ends| until.min(ends)) })
+    }
+
+    /// What a secret holds now.
+    pub async fn secret(&self, arn: &Arn) -> Result<String, BoxError> {
+        let credentials = self.provider().boxed().await.provide_credentials().await?;
+        let client = async || tokio::task::spawn_blocking(crate::app::http_client).await?;
+        secret::read(self.client.get_or_try_init(client).await?, credentials, arn).await
     }
 
     async fn provider(&self) -> &SharedCredentialsProvider {

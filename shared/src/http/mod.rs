@@ -274,7 +274,12 @@ impl<E: Endpoint> Service<E> {
         let principal = principal?;
         let _ = call.principal.set(principal.subject().to_owned());
         let may = E::Permission::ask(principal, method)?;
-        self.warm.endpoint(call.deadline).await?.call(&may, call).await
+        let endpoint = self.warm.endpoint(call.deadline).await?;
+        let result = endpoint.call(&may, call).await;
+        if let Err(error) = &result {
+            self.warm.failed(error);
+        }
+        result
     }
 }
 

@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, DeliveryResult, FutureProducer, Producer a
 use rdkafka::{ClientContext, Statistics};
 
 use super::iam::Iam;
-use crate::config::{KafkaConfig, Security};
+use crate::config::{ClientCertificate, KafkaConfig, Security};
 use crate::names::TopicName;
 
 /// A name that no topic can have. To ask for its metadata brings a small reply, however many topics the cluster has, and
@@ -143,11 +143,19 @@ pub fn settings(config: &KafkaConfig) -> Settings {
 fn secure(settings: &mut ClientConfig, config: &KafkaConfig) {
     let protocol = match &config.security {
         Security::Plaintext => "plaintext",
-        Security::Tls => "ssl",
-        Security::Mtls { certificate, key } => {
+        // With what is still to be read no endpoint is made, see `Warm`: no broker would let it in.
+        Security::Tls | Security::Unread(..) => "ssl",
+        Security::Mtls(ClientCertificate::Files { certificate, key }) => {
             settings
                 .set("ssl.certificate.location", certificate.to_string_lossy())
                 .set("ssl.key.location", key.to_string_lossy());
+            "ssl"
+        }
+        Security::Mtls(ClientCertificate::Text { certificate, key, password }) => {
+            settings.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key);
+            if let Some(password) = password {
+                settings.set("ssl.key.password", password);
+            }
             "ssl"
         }
         Security::Scram { mechanism, username, password } => {
