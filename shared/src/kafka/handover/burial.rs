@@ -17,6 +17,7 @@ use crate::telemetry;
 
 /// How long a look waits for a position to become stable. A commit takes some milliseconds.
 const UNSTABLE: Duration = Duration::from_millis(500);
+
 /// What a step writes in the transaction that moves the position: both happen, or neither.
 #[derive(Debug)]
 pub enum Cargo<'a> {
