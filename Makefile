@@ -41,6 +41,7 @@ deploy: ## the stack of ENV (dev, staging or production, see samconfig.toml) on 
 lint: ## format, clippy, compose.yaml, the AWS template, workflows, licences and versions of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo check --quiet --workspace --no-default-features
 	infra/local/check-compose.sh
 	infra/check
 	$$(.ci/venv check-jsonschema)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
