@@ -6,6 +6,7 @@ use tests::{Event, Stack};
 use crate::consume::fill;
 use crate::kit::scheduled;
 use crate::redrive::dead_letter_topic;
+use crate::redrive::{REDRIVE, dead_letter_topic};
 use crate::world::{call, consume as consumed, function, function_with, produce as produced, topic, unique};
 
 /// A topic with five records.
@@ -92,6 +93,15 @@ async fn lag() {
     let (topic, group) = (filled().await, unique("group"));
     let event = Event::get("/kafka/consumer/lag").query(&format!("group_id={group}&topic={topic}"));
     assert_eq!(call(&function("lag").await, event).await.ok()["total_lag"], 5);
+}
+
+#[tokio::test]
+async fn redrive() {
+    let (server, topic) = (Stack::shared().await.bootstrap(), topic(1).await);
+    let letters = dead_letter_topic(&server, &topic, 1).await;
+    fill(&server, &letters, 1, 5);
+    let event = Event::post(REDRIVE).json(&json!({ "dlq_topic": letters }));
+    assert_eq!(call(&function("redrive").await, event).await.ok()["redriven"], 5);
 }
 
 #[tokio::test]
