@@ -64,7 +64,7 @@ where
     let (on_a_timer, after_answers) = if is_concurrent() { (pusher.clone(), None) } else { (None, pusher.clone()) };
     let ended = tokio::select! {
         ended = runtime_api::serve(handler, abreast(), move |deadline_ms| push(after_answers.clone(), deadline_ms)) => ended,
-        ended = async { match extension { Some(extension) => extension.await, None => pending().await } } => ended,
+        () = wait_for_nothing(extension) => Ok(()),
         () = push_on_a_timer(on_a_timer) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -97,6 +97,17 @@ async fn register() -> Option<impl Future<Output = Result<(), BoxError>>> {
             None
         }
     }
+}
+
+/// Asks for the extension's events: that there are none is not said, and Lambda waits for the question. Where it fails (an
+/// emulator that does not expect it, for one), calls are served all the same.
+async fn wait_for_nothing(extension: Option<impl Future<Output = Result<(), BoxError>>>) {
+    if let Some(extension) = extension
+        && let Err(error) = extension.await
+    {
+        tracing::warn!(error_chain = %error, "the extension that hears of the sandbox's end has ended");
+    }
+    pending().await
 }
 
 /// Pushes after an answer, if it is time, and there is time left.
