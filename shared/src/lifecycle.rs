@@ -107,7 +107,7 @@ async fn wait_for_nothing(extension: Option<impl Future<Output = Result<(), BoxE
     {
         tracing::warn!(error_chain = %error, "the extension that hears of the sandbox's end has ended");
     }
-    pending().await
+    pending::<()>().await;
 }
 
 /// Pushes after an answer, if it is time, and there is time left.
