@@ -5,7 +5,6 @@ use tests::{Event, Stack};
 
 use crate::consume::fill;
 use crate::kit::scheduled;
-use crate::redrive::dead_letter_topic;
 use crate::redrive::{REDRIVE, dead_letter_topic};
 use crate::world::{call, consume as consumed, function, function_with, produce as produced, topic, unique};
 
@@ -77,15 +76,6 @@ async fn topics() {
     assert_eq!(call(&topics, event).await.status, 201);
     let described = call(&topics, Event::get(&format!("/kafka/topics/{name}"))).await.ok();
     assert_eq!(described["partitions"].as_array().map(Vec::len), Some(2), "{described}");
-}
-
-#[tokio::test]
-async fn redrive() {
-    let topic = topic(1).await;
-    let letters = dead_letter_topic(&Stack::shared().await.bootstrap(), &topic, 1).await;
-    fill(&Stack::shared().await.bootstrap(), &letters, 1, 5);
-    let event = Event::post("/kafka/dlq/redrive").json(&json!({ "dlq_topic": letters }));
-    assert_eq!(call(&function("redrive").await, event).await.ok()["redriven"], 5);
 }
 
 #[tokio::test]
