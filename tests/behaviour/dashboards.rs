@@ -48,13 +48,11 @@ async fn the_rules_say_what_they_are_meant_to() {
     promtool(&["test", "rules", "rules.test.yml"]).await;
 }
 
-#[tokio::test]
-async fn dashboard_and_rules_show_what_functions_push() {
-    let (stack, topic) = (Stack::shared().await, topic(1).await);
-    let [group, job] = ["group", "job"].map(unique);
-    let prometheus = Prometheus::start(stack).await;
+/// Makes functions push everything that they can, as `job`; whether all six requests are counted.
+async fn counted(prometheus: &Prometheus, job: &str) -> bool {
+    let (group, topic) = (unique("group"), topic(1).await);
     let watched = format!("{group}={topic}");
-    let settings = [("METRICS_JOB", job.as_str()), ("LAG_MONITOR_GROUPS", &watched)];
+    let settings = [("METRICS_JOB", job), ("LAG_MONITOR_GROUPS", &watched)];
     let producer = function_with("produce", &settings).await;
     for value in ["one", "two", "three"] {
         produce(&producer, &json!({ "topic": topic, "value": value })).await.ok();
@@ -69,11 +67,27 @@ async fn dashboard_and_rules_show_what_functions_push() {
     end(&[&producer, &consumer, &acknowledger]).await;
 
     // Recorded from the first values of three sandboxes that are gone already.
-    let counted = format!("sum(kafka_gateway:requests:increase5m{{job=\"{job}\"}})");
+    let recorded = format!("sum(kafka_gateway:requests:increase5m{{job=\"{job}\"}})");
     let begun = std::time::Instant::now();
-    while prometheus.query(&counted).await.first().is_none_or(|sample| sample["value"][1] != "6") {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{counted}: {:?}", prometheus.query(&counted).await);
+    while begun.elapsed() < Duration::from_secs(30) {
+        if prometheus.query(&recorded).await.first().is_some_and(|sample| sample["value"][1] == "6") {
+            return true;
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn dashboard_and_rules_show_what_functions_push() {
+    let prometheus = Prometheus::start(Stack::shared().await).await;
+    // A push has 200 ms, and a busy machine may take longer: then its counts are lost with the sandbox.
+    let mut job = unique("job");
+    let mut tries = 1;
+    while !counted(&prometheus, &job).await {
+        assert!(tries < 5, "what functions counted does not arrive");
+        tries += 1;
+        job = unique("job");
     }
     let known = [
         metrics::REQUESTS,

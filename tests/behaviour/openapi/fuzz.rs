@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tests::Stack;
 
+use super::page;
 use super::served::served;
 
 /// Of their own environment, since it is large.
@@ -12,6 +13,7 @@ const TOOLS: (&str, &[&str]) = ("openapi", &["schemathesis==4.32.5", "openapi-sp
 
 #[tokio::test]
 async fn schemathesis_finds_nothing_that_is_not_explained() {
+    page::used().await;
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (stack, served) = (Stack::shared().await, served().await);
     let (url, token) = (served.gateway.url(), stack.token("gateway-full").await);

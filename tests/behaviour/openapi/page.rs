@@ -4,11 +4,23 @@ use std::path::Path;
 
 use serde_json::Value;
 use tests::Stack;
+use tokio::sync::OnceCell;
 
 use super::served::served;
 
 #[tokio::test]
 async fn a_person_produces_and_consumes_from_the_browser() {
+    used().await;
+}
+
+/// Uses the page, once, and before whatever else is tried on the same topics: a record that others have consumed for the
+/// same group is not there for this person.
+pub(super) async fn used() {
+    static USED: OnceCell<()> = OnceCell::const_new();
+    USED.get_or_init(use_it).await;
+}
+
+async fn use_it() {
     let stack = Stack::shared().await;
     let page = stack.page(&served().await.gateway).await;
     let browser = stack.browser().await;
