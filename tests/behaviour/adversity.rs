@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use rdkafka::admin::AdminOptions;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 use tests::{Event, Stack};
 
-use crate::consume::{committed, fill, offsets, raw_consumer};
+use crate::consume::{commit_plainly, committed, fill, offsets, raw_consumer};
 use crate::world::{admin, call, consume, function, function_with, topic, unique};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ async fn a_position_beyond_the_last_stable_offset_waits_and_holds_up_no_other_pa
     }
     open.flush(PATIENCE).expect("written");
     let raw = raw_consumer(&stack.bootstrap(), &group, &[]);
-    raw.commit(&at(&topic, 0, 13), CommitMode::Sync).expect("committed");
+    commit_plainly(&raw, &at(&topic, 0, 13));
     let settings = [("KAFKA_REQUEST_TIMEOUT_MS", "5000")];
     let consumer = function_with("consume", &settings).await;
     let answer = consume(&consumer, &topic, &group, "").await;
@@ -127,7 +127,7 @@ async fn a_cluster_with_one_broker_down_serves_a_group_that_was_taken_over() {
     mock.coordinator(MockCoordinator::Group(group.clone()), 1).expect("a coordinator");
     let server = mock.bootstrap_servers();
     fill(&server, "t", 1, 20);
-    raw_consumer(&server, &group, &[]).commit(&at("t", 0, 5), CommitMode::Sync).expect("committed");
+    commit_plainly(&raw_consumer(&server, &group, &[]), &at("t", 0, 5));
     mock.broker_down(3).expect("down");
     // The mock cluster knows no transactions.
     let settings = [("KAFKA_BOOTSTRAP_SERVERS", server.as_str()), ("KAFKA_CONSUME_DELIVERY", "shared")];

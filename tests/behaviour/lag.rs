@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
-use crate::consume::{committed, fill, raw_consumer};
+use crate::consume::{commit_plainly, committed, fill, raw_consumer};
 use crate::kit::{problem, refused};
 use crate::seek::live_member;
 use crate::world::{Answer, admin, call, consume, function, function_with, topic, unique};
@@ -26,7 +26,7 @@ async fn lag(function: &Function, query: &str) -> Answer {
 pub(crate) fn commit(bootstrap: &str, group: &str, topic: &str, partition: i32, offset: i64) {
     let mut position = TopicPartitionList::new();
     position.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset");
-    raw_consumer(bootstrap, group, &[]).commit(&position, CommitMode::Sync).expect("committed");
+    commit_plainly(&raw_consumer(bootstrap, group, &[]), &position);
 }
 
 /// Partition, position, end and lag of each entry.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, TopicPartitionList};
 use tests::Stack;
 
-use crate::consume::{committed, fill, raw_consumer};
+use crate::consume::{commit_plainly, committed, fill, raw_consumer};
 use crate::kit::scheduled;
 use crate::world::{consume, function_with, topic_on, unique};
 
@@ -21,7 +21,7 @@ fn commit_four(bootstrap: &str, group: &str, topic: &str, member: bool) {
             let _ = ordinary.poll(Duration::from_millis(50));
         }
     }
-    ordinary.commit(&four, CommitMode::Sync).expect("committed");
+    commit_plainly(&ordinary, &four);
 }
 
 #[tokio::test(flavor = "multi_thread")]
