@@ -83,7 +83,8 @@ fn without(settled: &[i64]) -> Vec<i64> {
 async fn a_broken_reject_can_be_repeated_and_writes_each_letter_once() {
     each(cases(&REJECTING), async |wire, case| {
         let (topic, group) = (records(wire).await, unique("group"));
-        let leased = consume(&wire.consumer, &topic, &group, &format!("&ack=manual&limit={BATCH}")).await;
+        let leased =
+            consume(&wire.consumer, &topic, &group, &format!("&ack=manual&lease_ms=600000&limit={BATCH}")).await;
         assert_eq!(offsets(leased.messages()), (0..BATCH).collect::<Vec<_>>());
         let event = Event::post(ACKNOWLEDGE).json(&reject(&leased));
         let others = async || {

@@ -23,8 +23,8 @@ const UNSTABLE: Duration = Duration::from_secs(1);
 /// The same for one partition alone, once some are known to be unstable.
 const UNSTABLE_ALONE: Duration = Duration::from_millis(100);
 
-/// For how long a call looks again when it can see nothing: leaders and coordinators move within moments.
-const BLIND: Duration = Duration::from_secs(3);
+/// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within moments.
+pub(super) const BLIND: Duration = Duration::from_secs(3);
 
 /// A partition of the call: its topic's index among the call's topics, and its number.
 pub(super) type At = (usize, i32);
@@ -80,7 +80,7 @@ impl Session {
     }
 
     /// All partitions that can be seen: where the group is, and how far they go. Never empty; a topic of which nothing can
-    /// be seen is noted.
+    /// be seen is noted, and so is one of which a partition cannot.
     ///
     /// Errors, if nothing can be: after a while, since leaders and coordinators move within moments.
     pub(super) async fn look(&self, learned: &mut Learned) -> Result<Vec<Seen>, Error> {
@@ -118,8 +118,9 @@ impl Session {
                 }
             }
         }
-        failed.retain(|topic, _| !seen.iter().any(|seen: &Seen| seen.at.0 == *topic));
-        learned.unseen.extend(failed);
+        let (hidden, unseen) = failed.into_iter().partition(|(topic, _)| seen.iter().any(|seen| seen.at.0 == *topic));
+        learned.hidden = hidden;
+        learned.unseen.extend::<BTreeMap<_, _>>(unseen);
         Ok(seen)
     }
 

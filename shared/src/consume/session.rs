@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 use super::answer::{Answer, Batch, Topics};
-use super::look::{At, Seen, order};
+use super::look::{At, BLIND, Seen, order};
 use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
@@ -61,6 +61,8 @@ pub(super) struct Learned {
     pub(super) renewed: HashSet<At>,
     /// Topics of which nothing can be seen, by their index, and why.
     pub(super) unseen: BTreeMap<usize, Error>,
+    /// The same of topics of which some partitions can be seen, and one cannot.
+    pub(super) hidden: BTreeMap<usize, Error>,
 }
 
 impl Session {
@@ -106,7 +108,7 @@ impl Session {
 
     /// The next records; none, if there were none in time.
     pub(super) async fn consume(&self) -> Result<Answer, Error> {
-        let me = self.parts.consumers.sandbox;
+        let (me, begun) = (self.parts.consumers.sandbox, Instant::now());
         let mut pause = LOOK.0;
         let mut first_look = true;
         let mut courteous = true;
@@ -164,15 +166,29 @@ impl Session {
                     Some(Hurdle::Lost) | None => {}
                 }
             }
-            let now = Instant::now();
-            if now >= self.answer_at {
-                self.renew(&seen, usize::MAX, &mut learned).await?;
-                self.probe(&seen).await?;
-                return Ok(Answer { batches: Vec::new(), unseen: learned.unseen });
+            let left = self.answer_at.saturating_duration_since(Instant::now());
+            // What cannot be seen may be seen in a moment.
+            let again = !learned.hidden.is_empty() && begun.elapsed() < BLIND && self.deadline.left() > CONTEST_END;
+            if left.is_zero() && !again {
+                return self.nothing(&seen, learned).await;
             }
-            tokio::time::sleep(pause.min(self.answer_at - now)).await;
+            tokio::time::sleep(if left.is_zero() { pause } else { pause.min(left) }).await;
             pause = (pause * 2).min(LOOK.1);
         }
+    }
+
+    /// The answer without records, which says that there are none. It does not say so of a topic with a partition that
+    /// cannot be seen.
+    async fn nothing(&self, seen: &[Seen], mut learned: Learned) -> Result<Answer, Error> {
+        if learned.hidden.is_empty() {
+            self.renew(seen, usize::MAX, &mut learned).await?;
+            self.probe(seen).await?;
+        }
+        learned.unseen.append(&mut learned.hidden);
+        if learned.unseen.len() == self.topics.len() || self.is_crowded(&learned.unseen) {
+            return Err(learned.why_unseen());
+        }
+        Ok(Answer { batches: Vec::new(), unseen: learned.unseen })
     }
 
     /// Records that the call before has fetched, of a partition that this sandbox still has a claim on: there is no need

@@ -16,10 +16,12 @@
 //! What must never happen: records handed out whose commit is not known to be done; a commit that is not based on a
 //! stable read made under the same claim.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
@@ -39,6 +41,9 @@ const STEP: Duration = Duration::from_secs(2);
 
 /// The same for writing dead letters: they may be megabytes, in a topic that was made just now.
 const LETTERS: Duration = Duration::from_secs(5);
+
+/// How much later than it was told librdkafka may say that it has waited in vain.
+const LATE: Duration = Duration::from_millis(500);
 
 /// The transactional id of a position. The ids are a wire protocol: two schemes would exclude nothing, so the version is
 /// part of it, and the prefix is what IAM policies grant. A topic's name holds no colon, so nothing is ambiguous.
@@ -90,7 +95,8 @@ pub struct Claim {
     group: Arc<Group>,
     topic: TopicName,
     partition: i32,
-    producer: Client<BaseProducer<Context>>,
+    /// Shared with the thread that asks for offsets in a transaction, see [`Claim::add`].
+    producer: Arc<Client<BaseProducer<Context>>>,
 }
 
 impl std::fmt::Debug for Claim {
@@ -116,12 +122,13 @@ impl Claimant {
         settings.set("transactional.id", transactional_id(&group.id, topic, partition));
         let producer: Client<BaseProducer<Context>> = settings.create().map_err(Error::internal)?;
         client::connect(producer.client(), topic, partition, patience(until));
+        let producer = Arc::new(producer);
         Ok(Self(Claim { group: Arc::clone(group), topic: topic.clone(), partition, producer }))
     }
 
     /// Takes the position over from whoever held it. Blocks.
     pub fn claim(self, until: Instant) -> Result<Claim, Error> {
-        initialise(&*self.0.producer, until)?;
+        initialise(&**self.0.producer, until)?;
         Ok(self.0)
     }
 }
@@ -176,7 +183,7 @@ impl Claim {
                 Err(unwritten(&error).with("offset", offset).source(error))
             };
         }
-        if let Err(error) = self.producer.send_offsets_to_transaction(&offsets, &metadata, patience(until)) {
+        if let Err(error) = self.add(offsets, metadata, patience(until))? {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
             let _ = self.producer.abort_transaction(patience(until));
             return match error.rdkafka_error_code() {
@@ -199,6 +206,30 @@ impl Claim {
             Ok(()) => Ok(Committed::Yes),
             Err(error) => Ok(Committed::Undecided(error)),
         }
+    }
+
+    /// Adds a position to the open transaction.
+    ///
+    /// In a thread of its own, which may never end: where the group's coordinator is lost for good meanwhile, librdkafka
+    /// 2.12 waits for it without an end, whatever time-out it is given. Then the claim is given up, and what hangs is left.
+    ///
+    /// Errors: `503` then. Nothing is committed without `EndTxn`.
+    fn add(
+        &self,
+        offsets: TopicPartitionList,
+        metadata: ConsumerGroupMetadata,
+        patience: Duration,
+    ) -> Result<Result<(), KafkaError>, Error> {
+        let (said, hears) = mpsc::channel();
+        let producer = Arc::clone(&self.producer);
+        std::thread::spawn(move || {
+            // Who does not wait any more has given up.
+            let _ = said.send(producer.send_offsets_to_transaction(&offsets, &metadata, patience));
+        });
+        hears.recv_timeout(patience + LATE).map_err(|late| {
+            tracing::warn!(group = %self.group.id, topic = %self.topic, partition = self.partition, "librdkafka hangs; the claim is given up");
+            Error::new(Code::BrokerUnavailable, "The group's coordinator did not answer in time").source(late)
+        })
     }
 
     /// Writes letters into the open transaction, and waits until all in-sync replicas have them. Otherwise: the offset of

@@ -158,7 +158,7 @@ impl Producer {
         let mut results = Vec::with_capacity(records.len());
         for (record, written) in records.iter().zip(together) {
             results.push(match written {
-                Err(Failure::Kafka(error)) if records.len() > 1 && blames_company(&error) => {
+                Err(Failure::Kafka(error)) if forgot(&error) || records.len() > 1 && blames_company(&error) => {
                     self.write_alone(to.topic(), record, deadline).await
                 }
                 written => self.verdict(to.topic(), written),
@@ -399,6 +399,12 @@ pub(super) fn blames_company(error: &KafkaError) -> bool {
                 | K::InvalidDifferentRecord
         )
     )
+}
+
+/// Whether librdkafka has forgotten the partition that the record was for: the topic was deleted, and perhaps made again
+/// under its name. In what is there now, the record was not written.
+fn forgot(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerDestroy)
 }
 
 /// How long librdkafka's words on some records are waited for, all in all.
