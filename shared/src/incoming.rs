@@ -62,9 +62,15 @@ impl<'a> Incoming<'a> {
         Self::of(&members, None)
     }
 
-    /// Reads a record of a batch, whose `id` is the batch's affair; `default` is its topic unless it names one.
-    pub fn read_in_batch(json: &'a RawValue, default: Option<&TopicName>) -> Result<Self, Error> {
-        Self::of(&record::members(json, "The record")?, default)
+    /// Reads a record of a batch, and its `id`, which is the batch's affair; `default` is its topic unless it names one.
+    pub fn read_in_batch(
+        json: &'a RawValue,
+        default: Option<&TopicName>,
+    ) -> (Option<&'a RawValue>, Result<Self, Error>) {
+        match record::members::<Members<'_>>(json, "The record") {
+            Ok(members) => (members.id, Self::of(&members, default)),
+            Err(error) => (id(json), Err(error)),
+        }
     }
 
     fn of(members: &Members<'a>, default: Option<&TopicName>) -> Result<Self, Error> {
@@ -105,6 +111,11 @@ impl<'a> Incoming<'a> {
         Ok(self.record(key, value, request))
     }
 
+    /// Whether the schema registry has a say in what it becomes; otherwise it goes [as it was sent](Self::as_sent).
+    pub fn concerns(&self, schemas: &Schemas) -> bool {
+        schemas.concern(&self.key) || schemas.concern(&self.value)
+    }
+
     /// The record without schemas: what a dead letter keeps of one that does not fit.
     pub fn as_sent(&self, request: &Request) -> Result<NewRecord, Error> {
         Ok(self.record(self.key.as_sent()?, self.value.as_sent()?, request))
@@ -116,6 +127,16 @@ impl<'a> Incoming<'a> {
         add_trace(&mut record, request);
         record
     }
+}
+
+/// The `id` of a JSON object, whatever else it holds.
+pub fn id(json: &RawValue) -> Option<&RawValue> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow, default)]
+        id: Option<&'a RawValue>,
+    }
+    record::object(json).ok().and_then(|Named { id }| id)
 }
 
 const PARTITION: &str = "partition: must be a whole number from 0";

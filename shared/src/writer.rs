@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::join_all;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 
 use crate::auth::{Authorized, Write};
 use crate::config::Config;
@@ -42,10 +42,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes the producer. Runs in Lambda's init phase.
-    pub async fn start(config: &Config) -> Result<Self, BoxError> {
+    /// Makes the producer, where a record waits `linger` milliseconds for others. Runs in Lambda's init phase.
+    pub async fn start(config: &Config, linger: &str) -> Result<Self, BoxError> {
         Ok(Self {
-            producer: Producer::start(&config.kafka, config.request_timeout).await?,
+            producer: Producer::start(&config.kafka, linger, config.request_timeout).await?,
             schemas: Schemas::new(&config.schemas),
             on_invalid: OnInvalid::new(config),
         })
@@ -119,11 +119,19 @@ impl Writer {
     }
 
     async fn encode(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<NewRecord, Error>> {
+        let plain = |(_, incoming): &Wanted<'_>| !incoming.concerns(&self.schemas);
+        if wanted.iter().flatten().all(plain) {
+            let encode = |wanted: &Result<Wanted<'_>, Error>| match wanted {
+                Ok((_, incoming)) => incoming.as_sent(&call.request),
+                Err(error) => Err(error.clone()),
+            };
+            return wanted.iter().map(encode).collect();
+        }
         // What the registry is slow to say of one record leaves half of the time to the others.
         let deadline = call.deadline.within(call.deadline.left() / 2);
         let mut encoding = Vec::with_capacity(wanted.len());
         for wanted in wanted {
-            encoding.push(self.encode_one(wanted, &call.request, deadline));
+            encoding.push(self.encode_one(wanted, &call.request, deadline).boxed());
         }
         stream::iter(encoding).buffered(ABREAST).collect().await
     }

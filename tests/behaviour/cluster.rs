@@ -307,7 +307,7 @@ async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
     }
     cluster.broker(3).kill().await;
     // Coordinators may have to move first.
-    let served = async {
+    let delivered = async {
         loop {
             write(0).await;
             let answer = consume(&consumer, &topic, &group, "").await;
@@ -318,7 +318,7 @@ async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
             assert!([503, 504].contains(&answer.status), "{answer:?}");
         }
     };
-    tokio::time::timeout(PATIENCE, served).await.expect("what can be seen is handed out");
+    tokio::time::timeout(PATIENCE, delivered).await.expect("what can be seen is handed out");
     let drained = async {
         loop {
             let answer = consume(&consumer, &topic, &group, "&timeout_ms=0").await;
@@ -353,7 +353,7 @@ async fn a_sandbox_goes_on_when_its_coordinators_are_lost() {
         assert_eq!(write().await, 200);
         assert_eq!(consume(&sandbox, &topic, &group, "").await.messages().len(), 1);
         cluster.broker(killed).kill().await;
-        let served = async {
+        let delivered = async {
             loop {
                 let written = write().await;
                 let answer = consume(&sandbox, &topic, &group, "").await;
@@ -364,8 +364,8 @@ async fn a_sandbox_goes_on_when_its_coordinators_are_lost() {
                 }
             }
         };
-        let served = tokio::time::timeout(PATIENCE, served).await;
+        let delivered = tokio::time::timeout(PATIENCE, delivered).await;
         cluster.broker(killed).start().await.expect("it starts again");
-        served.expect("it is served");
+        delivered.expect("it is delivered");
     }
 }

@@ -72,8 +72,8 @@ impl Receipt {
 
 type Client = client::Client<FutureProducer<Context>>;
 
-/// The settings of whoever writes callers' records.
-pub(super) fn settings(config: &KafkaConfig) -> Settings {
+/// The settings of whoever writes callers' records: `linger` is how many milliseconds a record waits for others.
+pub(super) fn settings(config: &KafkaConfig, linger: &str) -> Settings {
     let mut settings = client::settings(config);
     settings
         .set("enable.idempotence", "true")
@@ -84,9 +84,8 @@ pub(super) fn settings(config: &KafkaConfig) -> Settings {
         .set("partitioner", "murmur2_random")
         // The broker's and the topic's limits decide what is too large, not this client's.
         .set("message.max.bytes", "20000000");
-    // Nothing to wait for: a call knows its records. (librdkafka's default would add 5 ms to each.)
     if settings.get("linger.ms").is_none() && settings.get("queue.buffering.max.ms").is_none() {
-        settings.set("linger.ms", "0");
+        settings.set("linger.ms", linger);
     }
     settings
 }
@@ -125,9 +124,9 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Creates the client, off the runtime's own threads.
-    pub async fn start(config: &KafkaConfig, request_timeout: Duration) -> Result<Self, BoxError> {
-        let mut settings = settings(config);
+    /// Creates the client, off the runtime's own threads. A record waits `linger` milliseconds for others.
+    pub async fn start(config: &KafkaConfig, linger: &str, request_timeout: Duration) -> Result<Self, BoxError> {
+        let mut settings = settings(config, linger);
         // A little less than a call may take, so that what could not be delivered ends with a report. But librdkafka
         // counts from the sending, not from the call's start, and looks once a second: `give_up` does not rely on it.
         let give_up = request_timeout.saturating_sub(Duration::from_millis(250)).max(Duration::from_millis(50));
@@ -513,7 +512,7 @@ mod tests {
             dead_letters: crate::config::DeadLetterConfig::default(),
         };
         let patience = Duration::from_secs(20);
-        let producer = Producer::start(&config, patience).await.expect("a producer");
+        let producer = Producer::start(&config, "0", patience).await.expect("a producer");
         (producer, TopicName::parse("t").expect("legal"), Deadline::of_invocation(0, patience))
     }
 

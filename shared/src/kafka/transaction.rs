@@ -67,8 +67,9 @@ impl std::fmt::Debug for Transactions {
 
 impl Transactions {
     /// Makes no client yet: most sandboxes never need one.
-    pub fn new(config: &KafkaConfig) -> Self {
-        let mut settings = producer::settings(config);
+    /// In them a record waits `linger` milliseconds for others.
+    pub fn new(config: &KafkaConfig, linger: &str) -> Self {
+        let mut settings = producer::settings(config, linger);
         settings
             .set("transactional.id", transactional_id(rand::random()))
             .set("transaction.timeout.ms", TRANSACTION.as_millis().to_string())

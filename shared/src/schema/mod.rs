@@ -174,6 +174,11 @@ impl Schemas {
         }
     }
 
+    /// Whether the registry has a say in how it is written.
+    pub fn concern(&self, draft: &Draft<'_>) -> bool {
+        matches!(draft.format, Format::Schema(_)) || (self.registry.is_some() && self.validation != Validation::Off)
+    }
+
     /// Plain JSON against the JSON Schema of its subject (`SCHEMA_VALIDATION`).
     async fn validate(&self, topic: &TopicName, draft: &Draft<'_>, deadline: Deadline) -> Result<(), Error> {
         let (Some(registry), Validation::IfRegistered | Validation::Required) = (&self.registry, self.validation)
