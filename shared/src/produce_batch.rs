@@ -20,8 +20,8 @@ use crate::writer::{Wanted, Writer};
 /// The most records of a batch.
 const MAX_RECORDS: usize = 1000;
 
-/// How many milliseconds a record waits for the others of its batch. Without it librdkafka sends the first ones in requests of
-/// their own, and the whole takes a fifth longer (`bench --only batch`).
+/// How many milliseconds a record waits for the others of its batch. Without it librdkafka sends the first ones in requests
+/// of their own, and the whole takes a fifth longer (`bench --only batch`).
 const LINGER: &str = "0.3";
 
 /// The most bytes of a record's `id`, as it was sent: it comes back in the answer, which has a limit too.

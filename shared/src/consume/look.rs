@@ -23,8 +23,9 @@ const UNSTABLE: Duration = Duration::from_secs(1);
 /// The same for one partition alone, once some are known to be unstable.
 const UNSTABLE_ALONE: Duration = Duration::from_millis(100);
 
-/// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within moments.
-pub(super) const BLIND: Duration = Duration::from_secs(3);
+/// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within
+/// moments.
+const BLIND: Duration = Duration::from_secs(3);
 
 /// A partition of the call: its topic's index among the call's topics, and its number.
 pub(super) type At = (usize, i32);
@@ -91,12 +92,16 @@ impl Session {
                 Ok(_) => learned.why_unseen(),
                 Err(error) => error,
             };
-            let again = error.code() == Code::BrokerUnavailable && begun.elapsed() < BLIND;
-            if !again || self.deadline.left() < CONTEST_END {
+            if error.code() != Code::BrokerUnavailable || !self.may_see_more(begun) {
                 return Err(error);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Whether to look again for what cannot be seen, since the look that has `begun` then.
+    pub(super) fn may_see_more(&self, begun: Instant) -> bool {
+        begun.elapsed() < BLIND && self.deadline.left() > CONTEST_END
     }
 
     async fn look_once(&self, learned: &mut Learned) -> Result<Vec<Seen>, Error> {

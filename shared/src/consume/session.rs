@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 use super::answer::{Answer, Batch, Topics};
-use super::look::{At, BLIND, Seen, order};
+use super::look::{At, Seen, order};
 use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
@@ -167,9 +167,7 @@ impl Session {
                 }
             }
             let left = self.answer_at.saturating_duration_since(Instant::now());
-            // What cannot be seen may be seen in a moment.
-            let again = !learned.hidden.is_empty() && begun.elapsed() < BLIND && self.deadline.left() > CONTEST_END;
-            if left.is_zero() && !again {
+            if left.is_zero() && (learned.hidden.is_empty() || !self.may_see_more(begun)) {
                 return self.nothing(&seen, learned).await;
             }
             tokio::time::sleep(if left.is_zero() { pause } else { pause.min(left) }).await;

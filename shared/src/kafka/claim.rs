@@ -227,7 +227,8 @@ impl Claim {
             let _ = said.send(producer.send_offsets_to_transaction(&offsets, &metadata, patience));
         });
         hears.recv_timeout(patience + LATE).map_err(|late| {
-            tracing::warn!(group = %self.group.id, topic = %self.topic, partition = self.partition, "librdkafka hangs; the claim is given up");
+            let (group, topic, partition) = (&self.group.id, &self.topic, self.partition);
+            tracing::warn!(%group, %topic, partition, "librdkafka hangs; the claim is given up");
             Error::new(Code::BrokerUnavailable, "The group's coordinator did not answer in time").source(late)
         })
     }

@@ -66,8 +66,7 @@ impl std::fmt::Debug for Transactions {
 }
 
 impl Transactions {
-    /// Makes no client yet: most sandboxes never need one.
-    /// In them a record waits `linger` milliseconds for others.
+    /// Makes no client yet: most sandboxes never need one. In it a record waits `linger` milliseconds for others.
     pub fn new(config: &KafkaConfig, linger: &str) -> Self {
         let mut settings = producer::settings(config, linger);
         settings
