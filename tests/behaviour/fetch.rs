@@ -413,7 +413,8 @@ async fn a_broker_that_is_away_is_an_error_in_time_and_found_again() {
     let answer = fetch(&fetcher, &topic, "&offset=0&timeout_ms=0").await;
     assert!([503, 504].contains(&answer.status), "{answer:?}");
     broker.start().await.expect("the broker starts again");
-    while fetch(&fetcher, &topic, "&offset=15").await.status != 200 {}
+    let found = async { while fetch(&fetcher, &topic, "&offset=15").await.status != 200 {} };
+    tokio::time::timeout(Duration::from_secs(180), found).await.expect("it is found again");
     assert_eq!(offsets(fetch(&fetcher, &topic, "&offset=15").await.messages()), [15, 16, 17, 18, 19]);
 }
 

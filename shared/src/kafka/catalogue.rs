@@ -147,7 +147,7 @@ impl Catalogue {
     async fn settings(&self, topic: &TopicName, deadline: Deadline) -> Result<Option<Vec<Setting>>, Error> {
         let which = [ResourceSpecifier::Topic(topic.as_str())];
         let asked = self.admin.describe_configs(&which, &options(deadline));
-        let described = within(deadline, asked).await?.map_err(unreachable)?.pop();
+        let described = self.answer(deadline, asked).await?.map_err(unreachable)?.pop();
         let config = described.ok_or_else(|| Error::internal("DescribeConfigs answered nothing"))?;
         let config = config.map_err(|code| from_kafka(KafkaError::AdminOp(code)))?;
         // rdkafka shows a refusal as a topic without settings.
@@ -198,7 +198,7 @@ impl Catalogue {
             new = new.set(name, value);
         }
         let created = self.admin.create_topics([&new], &options(deadline).validate_only(validate_only));
-        let created = within(deadline, created).await?.map_err(from_kafka)?.pop();
+        let created = self.answer(deadline, created).await?.map_err(from_kafka)?.pop();
         let created = created.ok_or_else(|| Error::internal("the broker's answer leaves the topic out"))?;
         Ok(created.map(drop).map_err(|(_, code)| code))
     }
@@ -234,10 +234,24 @@ impl Catalogue {
         }
     }
 
+    /// What a broker answers to the admin client.
+    async fn answer<T>(
+        &self,
+        deadline: Deadline,
+        answer: impl Future<Output = Result<T, KafkaError>>,
+    ) -> Result<Result<T, KafkaError>, Error> {
+        let answered = tokio::time::timeout_at(deadline.instant(), answer).await;
+        if !matches!(answered, Ok(Ok(_))) {
+            // It may have waited for brokers that the client has forgotten.
+            self.admin.find_brokers();
+        }
+        answered.map_err(|_| Deadline::exceeded())
+    }
+
     /// Deletes a topic, and waits until it is gone. `404` where it does not exist.
     pub async fn delete(&self, of: &Authorized<Admin>, deadline: Deadline) -> Result<(), Error> {
         let names = [of.topic().as_str()];
-        let deleted = within(deadline, self.admin.delete_topics(&names, &options(deadline))).await;
+        let deleted = self.answer(deadline, self.admin.delete_topics(&names, &options(deadline))).await;
         let deleted = deleted.and_then(|deleted| deleted.map_err(from_kafka)).map_err(outcome_unknown)?.pop();
         match deleted {
             Some(Ok(_)) => {}
@@ -267,10 +281,6 @@ fn options(deadline: Deadline) -> AdminOptions {
 }
 
 /// Gives an answer up at the deadline, whatever librdkafka was told.
-async fn within<T>(deadline: Deadline, answer: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout_at(deadline.instant(), answer).await.map_err(|_| Deadline::exceeded())
-}
-
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
@@ -283,7 +293,9 @@ fn outcome_unknown(error: Error) -> Error {
 
 /// A topic's partitions, as a broker describes them now.
 fn partitions(consumer: &Group, topic: &TopicName, until: Instant) -> Result<Vec<Partition>, Error> {
-    let metadata = consumer.consumer.fetch_metadata(Some(topic.as_str()), left(until)).map_err(unreachable)?;
+    let client = &consumer.consumer;
+    let metadata =
+        client.fetch_metadata(Some(topic.as_str()), left(until)).map_err(|error| client.unreachable(error))?;
     partitions_of(&metadata, topic)?;
     let described = metadata.topics().iter().filter(|found| found.name() == topic.as_str());
     let mut partitions: Vec<_> = described.flat_map(|topic| topic.partitions().iter().map(partition)).collect();

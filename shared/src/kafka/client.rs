@@ -1,11 +1,13 @@
 //! What every Kafka client of the product has in common: addresses, security, patience, and where its log lines go.
 
+use std::ffi::CString;
 use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
+use rdkafka::bindings::rd_kafka_brokers_add;
 use rdkafka::client::{Client as Inner, NativeClient};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -13,8 +15,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DeliveryResult, FutureProducer, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Statistics};
 
+use super::error::unreachable;
 use super::iam::Iam;
 use crate::config::{ClientCertificate, KafkaConfig, Security};
+use crate::errors::{Code, Error};
 use crate::names::TopicName;
 
 /// A name that no topic can have. To ask for its metadata brings a small reply, however many topics the cluster has, and
@@ -50,7 +54,9 @@ impl Settings {
 
     /// Makes a client: the only place where one is made. It connects to nothing yet. Blocks, as TLS reads its roots.
     pub(super) fn create<K: Kind>(&self) -> Result<Client<K>, KafkaError> {
-        let client = Client { kind: Some(K::make(&self.config)?), iam: self.iam.clone(), given: AtomicU64::new(0) };
+        let bootstrap = CString::new(self.get("bootstrap.servers").unwrap_or_default()).unwrap_or_default();
+        let kind = Some(K::make(&self.config)?);
+        let client = Client { kind, iam: self.iam.clone(), given: AtomicU64::new(0), bootstrap };
         client.log_in();
         Ok(client)
     }
@@ -212,12 +218,36 @@ pub(super) struct Client<K: Kind> {
     iam: Option<Iam>,
     /// The token that it was given last.
     given: AtomicU64,
+    /// The brokers that it was made with.
+    bootstrap: CString,
 }
 
 impl<K: Kind> Client<K> {
     /// Ends it here and now: a member has left its group then.
     pub(super) fn end(mut self) {
         drop(self.kind.take());
+    }
+
+    /// The public error of a request that waited for a broker. If none could be reached, the client is told of the brokers
+    /// anew, for the next request.
+    ///
+    /// It may have forgotten them all: a broker that is just starting may tell of none, and then librdkafka 2.10 to 2.13 drops
+    /// those it knows and can be left with nobody to connect to, for good (its issue 5301).
+    pub(super) fn unreachable(&self, error: KafkaError) -> Error {
+        let error = unreachable(error);
+        if error.code() == Code::BrokerUnavailable {
+            self.find_brokers();
+        }
+        error
+    }
+
+    /// Tells the client of the brokers that it was made with. It keeps each of them once.
+    #[allow(unsafe_code)]
+    pub(super) fn find_brokers(&self) {
+        let Some(kind) = &self.kind else { return };
+        // SAFETY: the client lives as long as it is borrowed, and librdkafka locks its list itself. The string ends with a
+        // zero and is copied.
+        unsafe { rd_kafka_brokers_add(kind.native().ptr(), self.bootstrap.as_ptr()) };
     }
 
     fn log_in(&self) {
@@ -292,6 +322,8 @@ impl ProducerContext for Context {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::mocking::MockCluster;
+
     use super::*;
 
     fn config(security: Security) -> KafkaConfig {
@@ -324,5 +356,22 @@ mod tests {
         let settings = settings(&config(Security::Plaintext));
         assert_eq!(settings.get("retry.backoff.ms"), Some("5"));
         assert_eq!(settings.get("client.rack"), Some("a"));
+    }
+
+    #[test]
+    fn a_client_that_has_no_broker_left_is_told_of_them() {
+        let mock = MockCluster::new(1).expect("a cluster");
+        mock.create_topic("t", 1, 1).expect("a topic");
+        // What librdkafka comes to by itself is a matter of luck; this one never had a broker.
+        let client = Client {
+            kind: Some(<Arc<BaseConsumer<Context>>>::make(&ClientConfig::new()).expect("a client")),
+            iam: None,
+            given: AtomicU64::new(0),
+            bootstrap: CString::new(mock.bootstrap_servers()).expect("text"),
+        };
+        let ask = |seconds| client.fetch_metadata(Some("t"), Duration::from_secs(seconds));
+        let error = ask(1).map(drop).expect_err("nobody to ask");
+        assert_eq!(client.unreachable(error).code(), Code::BrokerUnavailable);
+        assert_eq!(ask(10).expect("metadata").brokers().len(), 1);
     }
 }

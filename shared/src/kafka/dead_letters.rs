@@ -9,7 +9,7 @@ use rdkafka::types::RDKafkaErrorCode as K;
 use tokio::runtime::Handle;
 
 use super::client::{self, Client, Context, Settings};
-use super::error::{classify, from_kafka, unreachable};
+use super::error::{classify, from_kafka};
 use super::group::partitions_of;
 use super::topics::Topics;
 use crate::config::KafkaConfig;
@@ -107,7 +107,7 @@ impl DeadLetters {
         self.topics.forget(letters);
     }
 
-    fn admin(&self) -> Result<&AdminClient<Context>, Error> {
+    fn admin(&self) -> Result<&Client<AdminClient<Context>>, Error> {
         if let Some(admin) = self.admin.get() {
             return Ok(admin);
         }
@@ -116,13 +116,14 @@ impl DeadLetters {
     }
 }
 
-fn partitions(admin: &AdminClient<Context>, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
-    let metadata = admin.inner().fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
+fn partitions(admin: &Client<AdminClient<Context>>, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
+    let metadata =
+        admin.inner().fetch_metadata(Some(topic.as_str()), patience).map_err(|error| admin.unreachable(error))?;
     partitions_of(&metadata, topic)
 }
 
 fn create(
-    admin: &AdminClient<Context>,
+    admin: &Client<AdminClient<Context>>,
     origin: &TopicName,
     letters: &TopicName,
     patience: Duration,
@@ -135,7 +136,8 @@ fn create(
         topic = topic.set("max.message.bytes", largest);
     }
     let options = AdminOptions::new().request_timeout(Some(patience)).operation_timeout(Some(patience));
-    let created = Handle::current().block_on(admin.create_topics([&topic], &options)).map_err(unreachable)?;
+    let created = Handle::current().block_on(admin.create_topics([&topic], &options));
+    let created = created.map_err(|error| admin.unreachable(error))?;
     match created.into_iter().next() {
         Some(Ok(_) | Err((_, K::TopicAlreadyExists))) => {
             tracing::info!(topic = %origin, dead_letter_topic = %letters, partitions, "a dead-letter topic is made");
@@ -147,10 +149,11 @@ fn create(
 }
 
 /// The largest record that a topic takes, or nothing, if the cluster does not tell us.
-fn largest(admin: &AdminClient<Context>, topic: &TopicName, patience: Duration) -> Result<Option<u64>, Error> {
+fn largest(admin: &Client<AdminClient<Context>>, topic: &TopicName, patience: Duration) -> Result<Option<u64>, Error> {
     let options = AdminOptions::new().request_timeout(Some(patience));
     let which = [ResourceSpecifier::Topic(topic.as_str())];
-    let described = Handle::current().block_on(admin.describe_configs(&which, &options)).map_err(unreachable)?;
+    let described = Handle::current().block_on(admin.describe_configs(&which, &options));
+    let described = described.map_err(|error| admin.unreachable(error))?;
     let config = match described.into_iter().next() {
         Some(Ok(config)) => config,
         Some(Err(error)) if classify(error).0.status() == 403 => {

@@ -141,7 +141,10 @@ impl Group {
     }
 
     fn count(&self, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
-        let metadata = self.consumer.fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(topic.as_str()), patience)
+            .map_err(|error| self.consumer.unreachable(error))?;
         let partitions = partitions_of(&metadata, topic)?;
         self.topics.note(topic, partitions);
         self.leaders.note(topic, &metadata);
@@ -150,7 +153,8 @@ impl Group {
 
     /// All topics, with how many partitions each has.
     pub fn topics(&self, patience: Duration) -> Result<Vec<(TopicName, i32)>, Error> {
-        let metadata = self.consumer.fetch_metadata(None, patience).map_err(unreachable)?;
+        let metadata =
+            self.consumer.fetch_metadata(None, patience).map_err(|error| self.consumer.unreachable(error))?;
         let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
         there
             .map(|topic| {
@@ -202,7 +206,7 @@ impl Group {
                 read = self.consumer.committed_offsets(asked, left);
             }
         }
-        let read = read.map_err(unreachable)?;
+        let read = read.map_err(|error| self.consumer.unreachable(error))?;
         self.forbidden.store(false, Ordering::Relaxed);
         Ok(each(&read, places, |element| {
             let committed = match element.offset() {

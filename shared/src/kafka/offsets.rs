@@ -8,7 +8,6 @@ use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
-use super::error::unreachable;
 use super::group::{Group, Offsets, Place, each, list};
 use crate::errors::{Code, Error};
 use crate::names::TopicName;
@@ -120,7 +119,8 @@ impl Group {
             _ => error,
         };
         let asked = list(places, which)?;
-        let read = self.consumer.offsets_for_times(asked, patience).map_err(unreachable).map_err(known)?;
+        let read = self.consumer.offsets_for_times(asked, patience);
+        let read = read.map_err(|error| known(self.consumer.unreachable(error)))?;
         let found = each(&read, places, |element| match element.offset() {
             Offset::Offset(offset) => Ok(Some(offset)),
             Offset::End => Ok(None),

@@ -10,7 +10,7 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer a
 use tokio::time::Instant;
 
 use super::client::{self, Context, NO_TOPIC, Settings};
-use super::error::{classify, from_kafka, unreachable};
+use super::error::{classify, from_kafka};
 use super::topics::Topics;
 use crate::auth::{Authorized, Write};
 use crate::config::KafkaConfig;
@@ -458,11 +458,14 @@ fn forbidden(client: &Client) -> Option<Error> {
 fn give_up(client: &Client) {
     // Without waiting for librdkafka's threads, any of which may hang in a look-up of a name.
     client.purge(PurgeConfig::default().queue().inflight().non_blocking());
+    // Whom it waited for may be gone for good.
+    client.find_brokers();
 }
 
 /// How many partitions a topic has. `404` where it does not exist.
-fn partition_count(client: &FutureProducer<Context>, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
-    let metadata = client.client().fetch_metadata(Some(topic.as_str()), patience).map_err(unreachable)?;
+fn partition_count(client: &Client, topic: &TopicName, patience: Duration) -> Result<i32, Error> {
+    let metadata = client.client().fetch_metadata(Some(topic.as_str()), patience);
+    let metadata = metadata.map_err(|error| client.unreachable(error))?;
     super::group::partitions_of(&metadata, topic)
 }
 
