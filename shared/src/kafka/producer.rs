@@ -256,8 +256,11 @@ impl Producer {
             }
             error => return Err(Failure::Kafka(error)),
         };
-        let sent = send(&client, topic, record);
-        sent.map(|delivery| (client, delivery)).map_err(Failure::Kafka)
+        match send(&client, topic, record) {
+            Ok(delivery) => Ok((client, delivery)),
+            // A new client may be refused as such before it has taken a record.
+            Err(error) => Err(failure(&client, error)),
+        }
     }
 
     /// What became of a record, for its caller.
@@ -431,10 +434,15 @@ impl Patience {
         };
         match word {
             Ok(Ok(delivered)) => Ok(Receipt::of(&delivered)),
-            Ok(Err((error, _))) => Err(forbidden(client).map_or(Failure::Kafka(error), Failure::Before)),
+            Ok(Err((error, _))) => Err(failure(client, error)),
             Err(canceled) => Err(Failure::Unknown(Some(canceled.into()))),
         }
     }
+}
+
+/// Why a record was not written.
+fn failure(client: &Client, error: KafkaError) -> Failure {
+    forbidden(client).map_or(Failure::Kafka(error), Failure::Before)
 }
 
 /// Whether Kafka's access control has refused the client as such: the gateway may write to no topic at all. Then librdkafka
