@@ -220,6 +220,34 @@ async fn a_partition_whose_commit_is_never_answered_takes_nothing_from_the_other
     assert_eq!(got, (0..10).collect::<Vec<_>>(), "each once");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_under_way_is_not_disturbed_by_who_finds_records_elsewhere() {
+    let (wire, group) = (Wire::shared().await, unique("group"));
+    let server = wire.broker.bootstrap();
+    let topic = topic_on(&server, 2, &[]).await;
+    fill(&server, &topic, 2, 8);
+    let ((committer, id), (looker, other_id)) = tokio::join!(wire.victim("consume"), wire.victim("consume"));
+    let first = consume(&committer, &topic, &group, "&limit=2").await;
+    let partition = first.messages()[0]["partition"].as_i64().expect("a partition");
+    let caught = wire.proxy.catch(&id, (Api::EndTxn, At::Request), "", 0);
+    // Two more of the same partition: a sandbox goes on where it has fetched ahead.
+    let going_on = consume(&committer, &topic, &group, "&limit=2");
+    let looking = async {
+        let held = caught.await.expect("it is sent");
+        let claim = format!("kafka-gateway:1:{topic}:{partition}:{group}");
+        let mut claims = wire.proxy.catch(&other_id, (Api::InitProducerId, At::Request), &claim, 0);
+        let answer = consume(&looker, &topic, &group, "&limit=4").await;
+        assert!(claims.try_recv().is_err(), "the position is claimed, which aborts what was under way");
+        held.pass();
+        answer
+    };
+    let (going_on, looked) = tokio::join!(going_on, looking);
+    assert!(looked.messages().iter().all(|message| message["partition"] != partition), "{}", looked.body);
+    let mut got = [values(first.messages()), values(going_on.messages()), values(looked.messages())].concat();
+    got.sort_unstable();
+    assert_eq!(got, (0..8).collect::<Vec<_>>(), "each once");
+}
+
 /// What tools, or time, do to a group's offsets.
 #[derive(Debug, Clone, Copy)]
 enum Moved {

@@ -1,5 +1,6 @@
 //! The raw client: librdkafka without a gateway, with the settings that the functions give it.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,8 +44,8 @@ pub(crate) async fn produce_many(producer: &FutureProducer, topic: &str, count: 
     begun.elapsed()
 }
 
-/// A consumer on one partition, which it has for itself by agreement and not by anything that enforces it.
-pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str) -> BaseConsumer {
+/// A consumer on partitions that it has for itself by agreement, and not by anything that enforces it.
+pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str, partitions: &[i32]) -> BaseConsumer {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", group)
@@ -53,7 +54,9 @@ pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str) -> BaseConsume
         .create()
         .expect("a consumer");
     let mut assigned = TopicPartitionList::new();
-    assigned.add_partition_offset(topic, 0, Offset::Beginning).expect("an offset");
+    for partition in partitions {
+        assigned.add_partition_offset(topic, *partition, Offset::Beginning).expect("an offset");
+    }
     consumer.assign(&assigned).expect("assigned");
     consumer
 }
@@ -61,13 +64,15 @@ pub(crate) fn consumer(bootstrap: &str, group: &str, topic: &str) -> BaseConsume
 /// Takes the next records and commits the position after them, and waits for that. Blocks.
 pub(crate) fn poll_and_commit(consumer: &BaseConsumer, topic: &str, count: usize) -> Duration {
     let begun = Instant::now();
-    let mut next = 0;
+    let mut next = BTreeMap::new();
     for _ in 0..count {
         let message = consumer.poll(Duration::from_secs(10)).expect("a record in time").expect("a record");
-        next = message.offset() + 1;
+        next.insert(message.partition(), message.offset() + 1);
     }
     let mut position = TopicPartitionList::new();
-    position.add_partition_offset(topic, 0, Offset::Offset(next)).expect("an offset");
+    for (partition, next) in next {
+        position.add_partition_offset(topic, partition, Offset::Offset(next)).expect("an offset");
+    }
     consumer.commit(&position, CommitMode::Sync).expect("committed");
     begun.elapsed()
 }

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::session::{ABREAST, CONTEST_END, Learned, Session};
+use super::session::{CONTEST_END, Learned, Session};
 use crate::errors::{Code, Error};
 use crate::kafka::consumers::blocking;
 use crate::kafka::group::{Offsets, Place, Positions};
@@ -16,12 +15,8 @@ use crate::names::TopicName;
 /// the pause between two calls of a busy consumer, shorter than anybody would wait for a dead one.
 const STICKY: Duration = Duration::from_secs(1);
 
-/// How long a look waits for positions to become stable. A commit takes some milliseconds; what takes longer was left
-/// behind by a function that is dead or frozen.
-const UNSTABLE: Duration = Duration::from_secs(1);
-
-/// The same for one partition alone, once some are known to be unstable.
-const UNSTABLE_ALONE: Duration = Duration::from_millis(100);
+/// How long a look waits for the group's coordinator before it begins anew.
+const COORDINATOR: Duration = Duration::from_secs(1);
 
 /// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within
 /// moments.
@@ -49,6 +44,11 @@ impl Seen {
     pub(super) fn is_others(&self, me: u32) -> bool {
         let goes_on = |mark: &Mark| !mark.settles() && mark.age() < STICKY;
         self.position.is_anothers(me) && self.position.mark.as_ref().is_some_and(goes_on)
+    }
+
+    /// How long ago somebody committed here.
+    pub(super) fn age(&self) -> Duration {
+        self.position.mark.as_ref().map_or(Duration::MAX, Mark::age)
     }
 
     /// When it was served last, milliseconds since 1970.
@@ -114,6 +114,7 @@ impl Session {
             let start = starts.as_mut().and_then(Iterator::next).transpose();
             match (position, end, start) {
                 (Ok(position), Ok(end), Ok(start)) => {
+                    let position = self.parts.consumers.newest(&self.topics[at.0].from, at.1, position);
                     let from = position.committed.or(start).unwrap_or(end);
                     seen.push(Seen { at, position, from, end });
                 }
@@ -151,7 +152,7 @@ impl Session {
             // Side by side: the one asks the group's coordinator, the other the partitions' leaders.
             let (positions, ends) = std::thread::scope(|scope| {
                 let ends = scope.spawn(|| group.ends(&places, left()));
-                let positions = group.positions(&places, left().min(UNSTABLE));
+                let positions = group.glance(&places, left().min(COORDINATOR));
                 (positions, ends.join())
             });
             let ends = ends.map_err(|_| Error::internal("asking for the ends panicked"))??;
@@ -159,10 +160,7 @@ impl Session {
         })
         .await?;
         learned.unseen.extend(unknown);
-        let positions = match positions {
-            Err(error) if error.code() == Code::BrokerUnavailable => self.unstable(&partitions, error).await?,
-            positions => positions?,
-        };
+        let positions = positions?;
         let is_new = |position: &Position| position.committed.is_none();
         if self.terms.latest || !positions.iter().flatten().any(is_new) {
             return Ok(Bounds { partitions, positions, ends, starts: None });
@@ -175,36 +173,6 @@ impl Session {
         });
         let starts = Some(starts.await?);
         Ok(Bounds { partitions, positions, ends, starts })
-    }
-
-    /// Positions, when they could not be read all together. Where a transaction is pending for long, the function that
-    /// began it is dead or frozen: to claim the position ends it at once, instead of at its timeout.
-    async fn unstable(&self, partitions: &[At], error: Error) -> Result<Positions, Error> {
-        let mut positions = Vec::new();
-        let mut freed = 0;
-        for &at in partitions {
-            let (group, topic, partition) = (Arc::clone(&self.group), self.topic(at).clone(), at.1);
-            let alone = move |_| group.position((&topic, partition), UNSTABLE_ALONE);
-            let mut position = blocking(self.deadline, alone.clone()).await;
-            if position.is_err()
-                && freed < ABREAST
-                && let Some(mut slot) = self.slot(at)?
-            {
-                freed += 1;
-                let parts = Arc::clone(&self.parts);
-                let deadline = self.deadline.within(2 * UNSTABLE);
-                let unblocked = blocking(deadline, move |until| {
-                    slot.unblock(parts.consumers.tools(until, &AtomicBool::new(false)))
-                });
-                if unblocked.await.is_err() {
-                    // Not a matter of one partition, then.
-                    return Err(error);
-                }
-                position = blocking(self.deadline, alone).await;
-            }
-            positions.push(position);
-        }
-        Ok(positions)
     }
 }
 

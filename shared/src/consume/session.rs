@@ -24,6 +24,14 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mil
 /// The most partitions that one call takes records from, or works on otherwise, at the same time.
 pub(super) const ABREAST: usize = 8;
 
+/// A partition in other hands is taken over once nothing was committed there for this long: a consumer that goes on at once
+/// does so within some milliseconds, and one that works on what it got is not to keep others from the rest.
+const RESTED: Duration = Duration::from_millis(20);
+
+/// The longest that a call leaves records to others who are busy with them. At the latest it takes some when its own
+/// `timeout_ms` is over.
+const COURTESY: Duration = Duration::from_secs(1);
+
 /// A call that lost its records to others goes on trying until this much is left of its time.
 pub(super) const CONTEST_END: Duration = Duration::from_millis(500);
 
@@ -111,7 +119,7 @@ impl Session {
         let (me, begun) = (self.parts.consumers.sandbox, Instant::now());
         let mut pause = LOOK.0;
         let mut first_look = true;
-        let mut courteous = true;
+        let mut courteous_until = begun + self.terms.wanted.timeout.clamp(RESTED, COURTESY);
         let mut learned = Learned::default();
         if let Some(batches) = self.go_on(&learned).await? {
             return Ok(Answer { batches, unseen: learned.unseen });
@@ -133,9 +141,14 @@ impl Session {
                 waiting.retain(|seen| seen.at == at);
             } else if free > 0 {
                 waiting.truncate(free);
-            } else if !waiting.is_empty() && std::mem::take(&mut courteous) {
-                // All that have records are in other hands. A moment for those to go on, then it is our turn.
-                tokio::time::sleep(Duration::from_millis(rand::random_range(2..20))).await;
+            } else if waiting.iter().any(|seen| seen.age() >= RESTED) {
+                waiting.retain(|seen| seen.age() >= RESTED);
+            } else if let Some(longest) = waiting.iter().map(|seen| seen.age()).max()
+                && Instant::now() < courteous_until
+            {
+                // All that have records are in busy hands. To take one from them costs both a claim.
+                let some = Duration::from_millis(rand::random_range(1..10));
+                tokio::time::sleep(RESTED.saturating_sub(longest) + some).await;
                 continue;
             }
             if waiting.is_empty() {
@@ -161,6 +174,8 @@ impl Session {
                     // There are records, but others were faster: the wait for records is over, the contest is not.
                     Some(Hurdle::Lost) if self.deadline.left() > CONTEST_END => {
                         tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
+                        // Lest all who lose go on fencing each other.
+                        courteous_until = courteous_until.max(Instant::now() + rand::random_range(RESTED..5 * RESTED));
                         continue;
                     }
                     Some(Hurdle::Lost) | None => {}

@@ -239,6 +239,16 @@ impl Consumers {
         None
     }
 
+    /// The position that was seen, or what this sandbox has made of it since, see [`Slot::newest`].
+    pub fn newest(&self, of: &Authorized<Read>, partition: i32, seen: Position) -> Position {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.peek(&(of.group().clone(), of.topic().clone(), partition));
+        match slot.map(|slot| slot.try_lock()) {
+            Some(Ok(slot)) => slot.newest(seen),
+            _ => seen,
+        }
+    }
+
     /// What is known of a partition.
     pub fn hint(&self, of: &Authorized<Read>, partition: i32) -> Hint {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

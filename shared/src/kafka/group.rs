@@ -2,8 +2,8 @@
 //!
 //! All calls here block; they are made from `spawn_blocking`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
@@ -65,6 +65,11 @@ pub struct Group {
     pub(super) consumer: Client<Arc<BaseConsumer<Context>>>,
     pub(super) topics: Topics,
     pub(super) leaders: Leaders,
+    settings: Settings,
+    /// Whether its coordinator has answered.
+    found: AtomicBool,
+    /// The same group without its stability, for [`Group::glance`]; made by the first look that meets pending commits.
+    unsettled: OnceLock<Box<Group>>,
     /// Whether Kafka's access control keeps the group's coordinator from us. librdkafka says so once, in an event, and then
     /// lets everybody wait.
     forbidden: AtomicBool,
@@ -72,6 +77,12 @@ pub struct Group {
 
 /// How long a coordinator is waited for before it is looked whether we may know it at all.
 const ALLOWED: Duration = Duration::from_secs(1);
+
+/// How long a glance waits for pending commits: some milliseconds more than one of them takes.
+const PENDING: Duration = Duration::from_millis(25);
+
+/// The same for a group's first, which has to find the coordinator.
+const FINDING: Duration = Duration::from_millis(250);
 
 /// How long an event is waited for that should be there already, behind log lines.
 const LISTENING: Duration = Duration::from_millis(5);
@@ -98,6 +109,7 @@ impl std::fmt::Debug for Group {
 impl Group {
     /// Creates the consumer; connects to nothing yet.
     pub fn open(settings: &Settings, id: &GroupId, facts: Facts) -> Result<Self, Error> {
+        let kept = settings.clone();
         let mut settings = settings.clone();
         settings.set("group.id", id.as_str());
         if facts.guard.shows_instance_id() {
@@ -110,6 +122,9 @@ impl Group {
             consumer,
             topics: Topics::default(),
             leaders: Leaders::default(),
+            settings: kept,
+            found: AtomicBool::new(false),
+            unsettled: OnceLock::new(),
             forbidden: AtomicBool::new(false),
         })
     }
@@ -208,6 +223,7 @@ impl Group {
         }
         let read = read.map_err(|error| self.consumer.unreachable(error))?;
         self.forbidden.store(false, Ordering::Relaxed);
+        self.found.store(true, Ordering::Relaxed);
         Ok(each(&read, places, |element| {
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
@@ -217,7 +233,30 @@ impl Group {
         }))
     }
 
-    /// The group's position in one partition, read in the same way.
+    /// The same to look around by: it does not wait until nothing is pending. In a group that many functions consume from,
+    /// a commit is pending in some partition at almost any time, and librdkafka would ask again for all of them until it
+    /// meets a moment when none is. What a glance shows is the position before what is pending.
+    pub fn glance(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+        let begun = Instant::now();
+        if self.unsettled.get().is_none() {
+            let pending = if self.found.load(Ordering::Relaxed) { PENDING } else { FINDING };
+            match self.positions(places, patience.min(pending)) {
+                Err(error) if error.code() == Code::BrokerUnavailable => {
+                    let mut settings = self.settings.clone();
+                    settings.set("isolation.level", "read_uncommitted");
+                    let unsettled = Self::open(&settings, &self.id, self.facts)?;
+                    // Another call may have been faster.
+                    let _ = self.unsettled.set(Box::new(unsettled));
+                }
+                read => return read,
+            }
+        }
+        let unsettled = self.unsettled.get().ok_or_else(|| Error::internal("the group has no second client"))?;
+        unsettled.drain_events();
+        unsettled.positions(places, patience.saturating_sub(begun.elapsed()))
+    }
+
+    /// The group's position in one partition, stable.
     pub fn position(&self, place: Place<'_>, patience: Duration) -> Result<Position, Error> {
         let read = self.positions(&[place], patience)?;
         read.into_iter().next().ok_or_else(|| Error::internal("no position"))?

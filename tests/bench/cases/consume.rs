@@ -22,7 +22,7 @@ pub(super) async fn warm(world: &World) -> Vec<Row> {
     let consume = world.function("consume").await;
     let (usual, _) = FastApi::start(world, &world.topic(1).await).await;
     let (group, raw_group, warm, stateless) = (unique("group"), unique("group"), unique("group"), unique("group"));
-    let raw = Arc::new(raw::consumer(&bootstrap, &raw_group, &topic));
+    let raw = Arc::new(raw::consumer(&bootstrap, &raw_group, &topic, &[0]));
     let [mut by_function, mut by_raw, mut by_warm, mut by_stateless] = [const { Samples::new() }; 4];
     for round in 0..ROUNDS {
         let [mut f, mut r, mut w, mut s] = [const { Samples::new() }; 4];
