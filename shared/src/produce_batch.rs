@@ -1,5 +1,6 @@
 //! `POST /kafka/producer/produce/batch`: up to 1000 records over any topics, each with a result of its own.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -97,19 +98,24 @@ struct Batch<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Members<'a> {
+#[serde(deny_unknown_fields, bound(deserialize = "Records: Deserialize<'de>"))]
+struct Members<'a, Records> {
     #[serde(borrow, default, deserialize_with = "record::present")]
     topic: Option<&'a RawValue>,
     #[serde(borrow, default)]
     atomic: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    records: Option<&'a RawValue>,
+    #[serde(default = "Option::default")]
+    records: Option<Records>,
 }
 
 impl<'a> Batch<'a> {
     fn read(json: &'a [u8]) -> Result<Self, Error> {
-        let members: Members<'_> = record::body(json)?;
+        let members = record::body(json).map_err(|error| match record::body::<Members<'_, IgnoredAny>>(json) {
+            // It is only the records that are not as they should be.
+            Ok(_) => not_records(),
+            Err(_) => error,
+        });
+        let members: Members<'_, Vec<&RawValue>> = members?;
         let topic = members.topic.map(incoming::parse_topic).transpose()?;
         let atomic = match members.atomic.map(RawValue::get) {
             None | Some("false") => false,
@@ -117,23 +123,23 @@ impl<'a> Batch<'a> {
             Some(_) => return Err(Error::new(Code::InvalidParameter, "atomic: must be true or false")),
         };
         let records = members.records.ok_or_else(|| Error::new(Code::MissingParameter, "records: is required"))?;
-        Ok(Self { topic, atomic, events: false, records: records_of(records)? })
+        Ok(Self { topic, atomic, events: false, records: as_many_as_allowed(records)? })
     }
 
     fn of_events(json: &'a [u8], topic: TopicName) -> Result<Self, Error> {
-        Ok(Self { topic: Some(topic), atomic: false, events: true, records: records_of(record::json(json)?)? })
+        let records = serde_json::from_str(record::json(json)?.get()).map_err(|_| not_records())?;
+        Ok(Self { topic: Some(topic), atomic: false, events: true, records: as_many_as_allowed(records)? })
     }
 }
 
-fn records_of(json: &RawValue) -> Result<Vec<&RawValue>, Error> {
-    let records: Vec<&RawValue> = serde_json::from_str(json.get()).unwrap_or_default();
-    if records.is_empty() || records.len() > MAX_RECORDS {
-        let detail = format!(
-            "records: must be an array of 1 to {MAX_RECORDS} records; Lambda takes requests of 6 MB at the most"
-        );
-        return Err(Error::new(Code::InvalidParameter, detail));
-    }
-    Ok(records)
+fn as_many_as_allowed(records: Vec<&RawValue>) -> Result<Vec<&RawValue>, Error> {
+    if (1..=MAX_RECORDS).contains(&records.len()) { Ok(records) } else { Err(not_records()) }
+}
+
+fn not_records() -> Error {
+    let detail =
+        format!("records: must be an array of 1 to {MAX_RECORDS} records; Lambda takes requests of 6 MB at the most");
+    Error::new(Code::InvalidParameter, detail)
 }
 
 /// A record's `id`, and the record, if it is well-formed and its caller may write it.
