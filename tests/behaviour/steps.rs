@@ -232,7 +232,7 @@ async fn a_commit_that_is_under_way_is_not_disturbed_by_who_finds_records_elsewh
     let caught = wire.proxy.catch(&id, (Api::EndTxn, At::Request), "", 0);
     // Two more of the same partition: a sandbox goes on where it has fetched ahead.
     let going_on = consume(&committer, &topic, &group, "&limit=2");
-    let looking = async {
+    let beside = async {
         let held = caught.await.expect("it is sent");
         let claim = format!("kafka-gateway:1:{topic}:{partition}:{group}");
         let mut claims = wire.proxy.catch(&other_id, (Api::InitProducerId, At::Request), &claim, 0);
@@ -241,7 +241,7 @@ async fn a_commit_that_is_under_way_is_not_disturbed_by_who_finds_records_elsewh
         held.pass();
         answer
     };
-    let (more, looked) = tokio::join!(going_on, looking);
+    let (more, looked) = tokio::join!(going_on, beside);
     assert!(looked.messages().iter().all(|message| message["partition"] != partition), "{}", looked.body);
     let mut got = [values(first.messages()), values(more.messages()), values(looked.messages())].concat();
     got.sort_unstable();
