@@ -241,9 +241,9 @@ async fn a_commit_that_is_under_way_is_not_disturbed_by_who_finds_records_elsewh
         held.pass();
         answer
     };
-    let (more, looked) = tokio::join!(going_on, beside);
-    assert!(looked.messages().iter().all(|message| message["partition"] != partition), "{}", looked.body);
-    let mut got = [values(first.messages()), values(more.messages()), values(looked.messages())].concat();
+    let (more, rest) = tokio::join!(going_on, beside);
+    assert!(rest.messages().iter().all(|message| message["partition"] != partition), "{}", rest.body);
+    let mut got = [values(first.messages()), values(more.messages()), values(rest.messages())].concat();
     got.sort_unstable();
     assert_eq!(got, (0..8).collect::<Vec<_>>(), "each once");
 }
