@@ -1,6 +1,5 @@
 //! `POST /kafka/producer/produce/batch`: up to 1000 records over any topics, each with a result of its own.
 
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -110,7 +109,7 @@ struct Members<'a, Records> {
 
 impl<'a> Batch<'a> {
     fn read(json: &'a [u8]) -> Result<Self, Error> {
-        let members = record::body(json).map_err(|error| match record::body::<Members<'_, IgnoredAny>>(json) {
+        let members = record::body(json).map_err(|error| match record::body::<Members<'_, &RawValue>>(json) {
             // It is only the records that are not as they should be.
             Ok(_) => not_records(),
             Err(_) => error,

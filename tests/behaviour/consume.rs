@@ -108,8 +108,10 @@ async fn four_functions_get_ten_thousand_records_each_exactly_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_that_want_the_same_partition_all_get_their_turns() {
+    // So many that none is done with them before the others' second of courtesy is over.
+    const RECORDS: usize = 6000;
     let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
-    fill(&stack.bootstrap(), &topic, 1, 400);
+    fill(&stack.bootstrap(), &topic, 1, RECORDS);
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..3 {
         let (topic, group) = (topic.clone(), group.clone());
@@ -130,7 +132,7 @@ async fn functions_that_want_the_same_partition_all_get_their_turns() {
     assert!(shares.iter().all(|share| !share.is_empty()), "nobody starves");
     let mut all: Vec<usize> = shares.into_iter().flatten().collect();
     all.sort_unstable();
-    assert_eq!(all, (0..400).collect::<Vec<_>>());
+    assert_eq!(all, (0..RECORDS).collect::<Vec<_>>());
 }
 
 #[tokio::test]

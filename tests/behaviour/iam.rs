@@ -10,7 +10,7 @@ use tests::{Event, Function, SECRET_KEY};
 use tokio::net::TcpListener;
 
 use crate::secured::{function_by, secured};
-use crate::security::locked_out;
+use crate::security::{locked_out, the_rest_comes_in};
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{Answer, call, consume, produce, topic_on, unique};
 
@@ -49,6 +49,8 @@ async fn every_kind_of_client_logs_in_by_iam() {
     let lag = Event::get("/kafka/consumer/lag").query(&format!("topic={topic}&group_id={group}"));
     assert_eq!(call(&meter, lag).await.ok()["total_lag"], 1);
     assert_eq!(consume(&consumer, &topic, &group, "").await.messages()[0]["value"], "v");
+    let monitor = async |more: &[(&str, &str)]| function_with_keys("lag-monitor", SECRET_KEY, more).await;
+    the_rest_comes_in(&topic, start, monitor).await;
     for function in [producer, consumer, acker, rewinder, meter] {
         let log = function.log_text();
         assert!(!log.contains(SECRET_KEY) && !log.contains("until-"), "{log}");

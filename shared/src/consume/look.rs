@@ -84,10 +84,12 @@ impl Session {
     /// be seen is noted, and so is one of which a partition cannot.
     ///
     /// Errors, if nothing can be: after a while, since leaders and coordinators move within moments.
-    pub(super) async fn look(&self, learned: &mut Learned) -> Result<Vec<Seen>, Error> {
+    ///
+    /// `settled` shows also what was committed within the last milliseconds, and may wait for others' commits.
+    pub(super) async fn look(&self, learned: &mut Learned, settled: bool) -> Result<Vec<Seen>, Error> {
         let begun = Instant::now();
         loop {
-            let error = match self.look_once(learned).await {
+            let error = match self.look_once(learned, settled).await {
                 Ok(seen) if !seen.is_empty() => return Ok(seen),
                 Ok(_) => learned.why_unseen(),
                 Err(error) => error,
@@ -104,10 +106,10 @@ impl Session {
         begun.elapsed() < BLIND && self.deadline.left() > CONTEST_END
     }
 
-    async fn look_once(&self, learned: &mut Learned) -> Result<Vec<Seen>, Error> {
+    async fn look_once(&self, learned: &mut Learned, settled: bool) -> Result<Vec<Seen>, Error> {
         // What will not change is not asked again in this call.
         learned.unseen.retain(|_, error| !error.code().retryable());
-        let Bounds { partitions, positions, ends, starts } = self.bounds(learned).await?;
+        let Bounds { partitions, positions, ends, starts } = self.bounds(learned, settled).await?;
         let (mut seen, mut failed) = (Vec::with_capacity(partitions.len()), BTreeMap::new());
         let mut starts = starts.map(Vec::into_iter);
         for ((at, position), end) in partitions.into_iter().zip(positions).zip(ends) {
@@ -131,7 +133,7 @@ impl Session {
     }
 
     /// Of all topics at once; those that cannot be asked about are noted.
-    async fn bounds(&self, learned: &mut Learned) -> Result<Bounds, Error> {
+    async fn bounds(&self, learned: &mut Learned, settled: bool) -> Result<Bounds, Error> {
         let asked = self.topics.iter().map(|asked| asked.from.topic().clone()).enumerate();
         let asked: Vec<_> = asked.filter(|(topic, _)| !learned.unseen.contains_key(topic)).collect();
         let group = Arc::clone(&self.group);
@@ -152,7 +154,9 @@ impl Session {
             // Side by side: the one asks the group's coordinator, the other the partitions' leaders.
             let (positions, ends) = std::thread::scope(|scope| {
                 let ends = scope.spawn(|| group.ends(&places, left()));
-                let positions = group.glance(&places, left().min(COORDINATOR));
+                let patience = left().min(COORDINATOR);
+                let positions =
+                    if settled { group.settled(&places, patience) } else { group.glance(&places, patience) };
                 (positions, ends.join())
             });
             let ends = ends.map_err(|_| Error::internal("asking for the ends panicked"))??;

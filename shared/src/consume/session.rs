@@ -32,6 +32,9 @@ const RESTED: Duration = Duration::from_millis(20);
 /// `timeout_ms` is over.
 const COURTESY: Duration = Duration::from_secs(1);
 
+/// The longest pause after a lost contest: at first, and at most.
+const CONTEST: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(240));
+
 /// A call that lost its records to others goes on trying until this much is left of its time.
 pub(super) const CONTEST_END: Duration = Duration::from_millis(500);
 
@@ -119,13 +122,16 @@ impl Session {
         let (me, begun) = (self.parts.consumers.sandbox, Instant::now());
         let mut pause = LOOK.0;
         let mut first_look = true;
-        let mut courteous_until = begun + self.terms.wanted.timeout.clamp(RESTED, COURTESY);
+        let mut courteous_until = self.answer_at.min(begun + COURTESY).max(begun + RESTED);
+        let mut contest = CONTEST.0;
+        let mut settled = false;
         let mut learned = Learned::default();
         if let Some(batches) = self.go_on(&learned).await? {
             return Ok(Answer { batches, unseen: learned.unseen });
         }
         loop {
-            let seen = self.look(&mut learned).await?;
+            let last_look = std::mem::take(&mut settled);
+            let seen = self.look(&mut learned, last_look).await?;
             if self.is_crowded(&learned.unseen) {
                 return Err(learned.why_unseen());
             }
@@ -173,7 +179,8 @@ impl Session {
                     Some(Hurdle::Learned) => continue,
                     // There are records, but others were faster: the wait for records is over, the contest is not.
                     Some(Hurdle::Lost) if self.deadline.left() > CONTEST_END => {
-                        tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
+                        tokio::time::sleep(rand::random_range(Duration::from_millis(1)..contest)).await;
+                        contest = (contest * 2).min(CONTEST.1);
                         // Lest all who lose go on fencing each other.
                         courteous_until = courteous_until.max(Instant::now() + rand::random_range(RESTED..5 * RESTED));
                         continue;
@@ -183,6 +190,11 @@ impl Session {
             }
             let left = self.answer_at.saturating_duration_since(Instant::now());
             if left.is_zero() && (learned.hidden.is_empty() || !self.may_see_more(begun)) {
+                if !last_look && self.group.glances() {
+                    // A glance may be older than what was answered to somebody else just now. "No records" is not said by it.
+                    settled = true;
+                    continue;
+                }
                 return self.nothing(&seen, learned).await;
             }
             tokio::time::sleep(if left.is_zero() { pause } else { pause.min(left) }).await;

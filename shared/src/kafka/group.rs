@@ -2,7 +2,7 @@
 //!
 //! All calls here block; they are made from `spawn_blocking`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::brokers::Facts;
 use super::client::{self, Client, Context, NO_TOPIC, Settings};
 use super::error::{classify, from_kafka, unreachable};
 use super::offsets::Leaders;
-use super::position::{Mark, Position};
+use super::position::{Mark, Position, now_ms};
 use super::retention::RENEWAL_CLIENT;
 use super::topics::Topics;
 use crate::config::KafkaConfig;
@@ -56,7 +56,7 @@ pub fn settings(config: &KafkaConfig) -> Settings {
     settings
 }
 
-/// A group's handle. It holds the only consumer of that group in this sandbox.
+/// A group's handle. It holds the only consumer of that group in this sandbox that reads records.
 pub struct Group {
     /// The group.
     pub id: GroupId,
@@ -70,6 +70,8 @@ pub struct Group {
     found: AtomicBool,
     /// The same group without its stability, for [`Group::glance`]; made by the first look that meets pending commits.
     unsettled: OnceLock<Box<Group>>,
+    /// Until when looks are glances, milliseconds since 1970.
+    glancing_until: AtomicU64,
     /// Whether Kafka's access control keeps the group's coordinator from us. librdkafka says so once, in an event, and then
     /// lets everybody wait.
     forbidden: AtomicBool,
@@ -83,6 +85,12 @@ const PENDING: Duration = Duration::from_millis(25);
 
 /// The same for a group's first, which has to find the coordinator.
 const FINDING: Duration = Duration::from_millis(250);
+
+/// For how long looks are glances after one has met pending commits.
+const GLANCING_MS: u64 = 10_000;
+
+/// How long pending commits are waited for before it is said that there are no records.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// How long an event is waited for that should be there already, behind log lines.
 const LISTENING: Duration = Duration::from_millis(5);
@@ -125,6 +133,7 @@ impl Group {
             settings: kept,
             found: AtomicBool::new(false),
             unsettled: OnceLock::new(),
+            glancing_until: AtomicU64::new(0),
             forbidden: AtomicBool::new(false),
         })
     }
@@ -238,22 +247,44 @@ impl Group {
     /// meets a moment when none is. What a glance shows is the position before what is pending.
     pub fn glance(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
         let begun = Instant::now();
-        if self.unsettled.get().is_none() {
+        if !self.glances() {
             let pending = if self.found.load(Ordering::Relaxed) { PENDING } else { FINDING };
             match self.positions(places, patience.min(pending)) {
-                Err(error) if error.code() == Code::BrokerUnavailable => {
-                    let mut settings = self.settings.clone();
-                    settings.set("isolation.level", "read_uncommitted");
-                    let unsettled = Self::open(&settings, &self.id, self.facts)?;
-                    // Another call may have been faster.
-                    let _ = self.unsettled.set(Box::new(unsettled));
-                }
+                Err(error) if error.code() == Code::BrokerUnavailable => {}
                 read => return read,
             }
+            self.glancing_until.store(now_ms() + GLANCING_MS, Ordering::Relaxed);
+        }
+        self.as_they_are(places, patience.saturating_sub(begun.elapsed()))
+    }
+
+    /// The same, but with what was committed within the last milliseconds, if nothing is pending anywhere for a moment.
+    pub fn settled(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+        let begun = Instant::now();
+        match self.positions(places, patience.min(SETTLING)) {
+            Err(error) if error.code() == Code::BrokerUnavailable => {
+                self.as_they_are(places, patience.saturating_sub(begun.elapsed()))
+            }
+            read => read,
+        }
+    }
+
+    /// Whether looks do not wait for pending commits just now.
+    pub fn glances(&self) -> bool {
+        now_ms() < self.glancing_until.load(Ordering::Relaxed)
+    }
+
+    fn as_they_are(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+        if self.unsettled.get().is_none() {
+            let mut settings = self.settings.clone();
+            settings.set("isolation.level", "read_uncommitted");
+            let unsettled = Self::open(&settings, &self.id, self.facts)?;
+            // Another call may have been faster.
+            let _ = self.unsettled.set(Box::new(unsettled));
         }
         let unsettled = self.unsettled.get().ok_or_else(|| Error::internal("the group has no second client"))?;
         unsettled.drain_events();
-        unsettled.positions(places, patience.saturating_sub(begun.elapsed()))
+        unsettled.positions(places, patience)
     }
 
     /// The group's position in one partition, stable.

@@ -348,8 +348,8 @@ impl Slot {
                 let mut position = claim.position(until)?;
                 if stood && position.is_anothers(sandbox) {
                     // Who has committed since then has claimed the position: this claim would not get through. To take it
-                    // back at once, for what was seen before that, is how two functions would spend their time on claims.
-                    if seen.is_some() {
+                    // back at once, where it was ours when it was seen, is how two functions would spend their time on claims.
+                    if seen.is_some_and(|seen| !seen.is_anothers(sandbox)) {
                         return Ok(Stepped::Fenced);
                     }
                     claim = self.claim(tools)?;
