@@ -116,9 +116,10 @@ async fn a_reject_that_nobody_repeats_is_done_or_its_records_come_again() {
         let leased = consume(&wire.consumer, &topic, &group, &format!("&ack=manual&lease_ms=1000&limit={BATCH}")).await;
         let event = Event::post(ACKNOWLEDGE).json(&reject(&leased));
         let (_, drained) = wire.strike(case, ("acknowledge", event), async || drain(wire, &topic, &group).await).await;
-        let settled = if case.commits() { &REJECTED[..] } else { &[] };
-        assert_eq!(drained, without(settled), "none lost");
-        assert_eq!(dead(&wire.broker.bootstrap(), &topic), settled, "a letter, or handed out again");
+        // What was caught it may not have needed, and then it went on until it was killed.
+        let settled = dead(&wire.broker.bootstrap(), &topic);
+        assert!(settled == REJECTED || settled.is_empty() && !case.commits(), "{settled:?}");
+        assert_eq!(drained, without(&settled), "a letter, or handed out again");
     })
     .await;
 }

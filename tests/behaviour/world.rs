@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -33,9 +34,18 @@ pub(crate) async fn topic_on(bootstrap: &str, partitions: i32, configs: &[(&str,
     for (key, value) in configs {
         topic = topic.set(key, value);
     }
-    let created = admin(bootstrap).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    let admin = admin(bootstrap);
+    let created = admin.create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
     for topic in created {
         topic.expect("created");
+    }
+    // The controller has it; a busy broker may hear of it later.
+    let known = || {
+        let metadata = admin.inner().fetch_metadata(Some(&name), Duration::from_secs(10)).expect("metadata");
+        metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
+    };
+    while !known() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     name
 }

@@ -39,7 +39,8 @@ async fn run(mut stop: Pin<&mut impl Future<Output = ()>>) -> Result<()> {
         registry = stack.try_registry() => registry?.to_owned(),
         () = &mut stop => return Ok(()),
     };
-    let gateway = Gateway::start(&stack, &[("SCHEMA_REGISTRY_URL", &registry)], None).await?;
+    let more = [("SCHEMA_REGISTRY_URL", registry.as_str()), ("LAG_MONITOR_GROUPS", "demo-group=demo")];
+    let gateway = Gateway::start(&stack, &more, None).await?;
     let ended = tokio::select! {
         ended = serve(&stack, &gateway) => ended,
         () = &mut stop => Ok(()),
@@ -105,6 +106,10 @@ At least once, by a lease: the token to accept it with is in the answer.
 curl -sS '{url}/kafka/consumer/consume?topic=demo&group_id=demo-leases&ack=manual' -H "Authorization: Bearer $TOKEN"
 
 curl -sS {url}/kafka/consumer/acknowledge -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"type": "accept", "token": "<lease.token>"}}'
+
+What lag-monitor does once a minute (it writes to this terminal, and to {pushgateway}/metrics):
+
+curl -sS {url}/2015-03-31/functions/lag-monitor/invocations -d '{{}}'
 
 A new token, good for an hour:
 TOKEN=$(curl -sS {token_url} -d grant_type=client_credentials -d client_id=gateway-full -d client_secret=gateway-full-local-only | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
