@@ -12,7 +12,7 @@ use tests::{Event, Function, Stack};
 
 use crate::consume::{commit_plainly, committed, fill, raw_consumer};
 use crate::kit::{problem, refused};
-use crate::seek::live_member;
+use crate::seek::{live_member, protocols};
 use crate::world::{Answer, admin, call, consume, function, function_with, topic, unique};
 
 /// The route of `lag`.
@@ -192,7 +192,7 @@ async fn live_members_are_looked_at_and_left_alone() {
     let server = stack.bootstrap();
     fill(&server, &topic, 1, 10);
     let function = function("lag").await;
-    for protocol in ["classic", "consumer"] {
+    for &protocol in protocols() {
         let group = unique("group");
         let member = live_member(&server, &group, &topic, protocol);
         let mut position = TopicPartitionList::new();
