@@ -10,14 +10,13 @@ use crate::config::Config;
 use crate::errors::{BoxError, Error};
 use crate::http::{Call, Endpoint, Reply, Route};
 use crate::kafka::consumers::{Consumers, blocking};
-use crate::kafka::lag::{self, Meter};
+use crate::kafka::lag::{self, measure};
 use crate::names::{GroupId, TopicName};
 
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
 pub struct Lag {
     consumers: Consumers,
-    meter: Arc<Meter>,
 }
 
 impl Endpoint for Lag {
@@ -28,7 +27,7 @@ impl Endpoint for Lag {
     async fn start(config: &Config) -> Result<Self, BoxError> {
         let consumers = Consumers::new(&config.kafka);
         consumers.learn().await;
-        Ok(Self { consumers, meter: Arc::new(Meter::new(&config.kafka)) })
+        Ok(Self { consumers })
     }
 
     async fn call(&self, may: &May<Read>, call: &Call) -> Result<Reply, Error> {
@@ -41,10 +40,10 @@ impl Endpoint for Lag {
             let from = may.on((topic.clone(), id.clone()))?;
             let group = self.consumers.group(&from, call.deadline).await?;
             let measured = blocking(call.deadline, {
-                let (group, meter, topic) = (Arc::clone(&group), Arc::clone(&self.meter), topic.clone());
+                let (group, topic) = (Arc::clone(&group), topic.clone());
                 move |until| {
                     let partitions = group.partitions(&topic, until.saturating_duration_since(Instant::now()))?;
-                    meter.measure(&group, &[(topic, partitions)], true, until)
+                    measure(&group, &[(topic, partitions)], true, until)
                 }
             });
             let measured = measured.await;
@@ -54,11 +53,11 @@ impl Endpoint for Lag {
             measured.map_err(|error| error.with("topic", topic.as_str()))?
         } else {
             let group = self.consumers.group_on_any_topic(&may.of_group(id.clone())?, call.deadline).await?;
-            let (meter, may) = (Arc::clone(&self.meter), may.clone());
+            let may = may.clone();
             blocking(call.deadline, move |until| {
                 let mut topics = group.topics(until.saturating_duration_since(Instant::now()))?;
                 topics.retain(|(topic, _)| may.reaches(&(topic.clone(), group.id.clone())));
-                meter.measure(&group, &topics, false, until)
+                measure(&group, &topics, false, until)
             })
             .await?
         };

@@ -24,7 +24,7 @@ use crate::kafka::consumers::blocking;
 use crate::kafka::group::{self, Group};
 use crate::kafka::iam::log_in;
 use crate::kafka::keeper::Keeper;
-use crate::kafka::lag::{Lag, Meter};
+use crate::kafka::lag::{Lag, measure};
 use crate::kafka::position::now_ms;
 use crate::metrics;
 use crate::metrics::push::STALE;
@@ -55,7 +55,6 @@ pub struct LagMonitor {
     config: MonitorConfig,
     brokers: Brokers,
     settings: Settings,
-    meter: Meter,
     keeper: Keeper,
     pushgateway: Option<Pushgateway>,
 }
@@ -98,7 +97,6 @@ impl LagMonitor {
         let pushgateway = metrics.pushgateway_url.as_ref().map(|url| Pushgateway::new(url, &metrics.job, client));
         Self {
             settings: group::settings(&config.kafka),
-            meter: Meter::new(&config.kafka),
             keeper: Keeper::new(&config.kafka),
             brokers: Brokers::new(&config.kafka),
             pushgateway,
@@ -162,7 +160,7 @@ impl LagMonitor {
                         None => Arc::new(Group::open(&this.settings, &of, facts)?),
                     };
                     let count = group.partitions(&name, until.saturating_duration_since(Instant::now()))?;
-                    let lags = this.meter.measure(&group, &[(name.clone(), count)], true, until)?;
+                    let lags = measure(&group, &[(name.clone(), count)], true, until)?;
                     Ok(Measured { group, topic: name, lags })
                 });
                 measured.await

@@ -49,8 +49,10 @@ async fn every_kind_of_client_logs_in_by_iam() {
     let lag = Event::get("/kafka/consumer/lag").query(&format!("topic={topic}&group_id={group}"));
     assert_eq!(call(&meter, lag).await.ok()["total_lag"], 1);
     assert_eq!(consume(&consumer, &topic, &group, "").await.messages()[0]["value"], "v");
-    let monitor = async |more: &[(&str, &str)]| function_with_keys("lag-monitor", SECRET_KEY, more).await;
-    the_rest_comes_in(&topic, start, monitor).await;
+    the_rest_comes_in(&topic, async |name: &str, more: &[(&str, &str)]| {
+        function_with_keys(name, SECRET_KEY, more).await
+    })
+    .await;
     for function in [producer, consumer, acker, rewinder, meter] {
         let log = function.log_text();
         assert!(!log.contains(SECRET_KEY) && !log.contains("until-"), "{log}");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use serde_json::json;
+use tests::process::resident;
 use tests::{Api, At, Event, Function, Stack};
 use tokio::net::TcpListener;
 
@@ -87,26 +88,18 @@ fn held(function: &Function) -> (usize, usize) {
     (count("task"), count("fd"))
 }
 
-/// A function's resident memory, in bytes.
-fn resident(function: &Function) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", function.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
-    kib << 10
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_partitions_of_hundreds_of_groups_pass_through_a_sandbox_and_leave_nothing_behind() {
     const GROUPS: usize = 250;
     let (stack, topic) = (Stack::shared().await, topic(4).await);
     fill(&stack.bootstrap(), &topic, 4, 4);
     let consumer = function("consume").await;
-    let (mut most, mut early) = ((0, 0), 0);
+    let (mut most, mut early) = ((0, 0), 0.0);
     for number in 0..GROUPS {
         let (group, mut got) = (unique("group"), Vec::new());
         // By then it holds as many as it ever will.
         if number == GROUPS / 5 {
-            early = resident(&consumer);
+            early = resident(consumer.pid());
         }
         while got.len() < 4 {
             got.extend(values(consume(&consumer, &topic, &group, "").await.messages()));
@@ -116,9 +109,9 @@ async fn a_thousand_partitions_of_hundreds_of_groups_pass_through_a_sandbox_and_
         let (threads, descriptors) = held(&consumer);
         most = (most.0.max(threads), most.1.max(descriptors));
     }
-    let late = resident(&consumer);
-    println!("{} MiB after a fifth of the groups, {} MiB after all", early >> 20, late >> 20);
-    assert!(late < early + (16 << 20), "{early} bytes have become {late}");
+    let late = resident(consumer.pid());
+    println!("{early} MiB after a fifth of the groups, {late} MiB after all");
+    assert!(late < early + 16.0, "{early} MiB have become {late}");
     println!("at most {} threads and {} descriptors, {:?} at the end", most.0, most.1, held(&consumer));
     // Lambda has 1024 of each. What is evicted is dropped beside the calls, which takes a moment.
     assert!(most.0 < 512 && most.1 < 768, "{most:?}");

@@ -3,8 +3,12 @@
 use serde_json::{Value, json};
 use tests::{Event, Function};
 
+use crate::batch::BATCH;
+use crate::fetch::FETCH;
 use crate::kit::{problem, scheduled};
+use crate::redrive::REDRIVE;
 use crate::secured::{PASSWORD, function_by, secured};
+use crate::topics::TOPICS;
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{PRODUCE, call, consume, produce, topic_on, unique};
 
@@ -54,8 +58,8 @@ async fn every_kind_of_client_comes_in_by_every_kind_of_security() {
         call(&rewinder, Event::post("/kafka/consumer/seek").json(&back)).await.ok();
         assert_eq!(call(&meter, lag).await.ok()["total_lag"], 2, "{security}");
         assert!(!consume(&consumer, &topic, &group, "").await.messages().is_empty(), "{security}");
-        the_rest_comes_in(&topic, start, async |more: &[(&str, &str)]| {
-            function_by("lag-monitor", security, listener, &[&pairs(&variables), more].concat()).await
+        the_rest_comes_in(&topic, async |name: &str, more: &[(&str, &str)]| {
+            function_by(name, security, listener, &[&pairs(&variables), more].concat()).await
         })
         .await;
     }
@@ -63,30 +67,26 @@ async fn every_kind_of_client_comes_in_by_every_kind_of_security() {
 
 /// The functions with other clients than the first five: transactional producers, readers without a group, the catalogue,
 /// what moves letters, and what measures on a schedule. The topic holds two records.
-pub(crate) async fn the_rest_comes_in(
-    topic: &str,
-    start: impl AsyncFn(&str) -> Function,
-    monitor: impl AsyncFnOnce(&[(&str, &str)]) -> Function,
-) {
+pub(crate) async fn the_rest_comes_in(topic: &str, start: impl AsyncFn(&str, &[(&str, &str)]) -> Function) {
     let batch = |topic: &str, value: &str| {
         let body = json!({ "topic": topic, "atomic": true, "records": [{ "value": value }] });
-        Event::post("/kafka/producer/produce/batch").json(&body)
+        Event::post(BATCH).json(&body)
     };
-    let (batches, reader) = tokio::join!(start("produce-batch"), start("fetch"));
-    let (catalogue, mover) = tokio::join!(start("topics"), start("redrive"));
+    let (batches, reader) = tokio::join!(start("produce-batch", &[]), start("fetch", &[]));
+    let (catalogue, mover) = tokio::join!(start("topics", &[]), start("redrive", &[]));
     call(&batches, batch(topic, "in a transaction")).await.ok();
-    let from = Event::get("/kafka/consumer/fetch").query(&format!("topic={topic}&offset=earliest"));
+    let from = Event::get(FETCH).query(&format!("topic={topic}&offset=earliest"));
     let read = call(&reader, from).await;
     assert!(read.messages().iter().any(|message| message["value"] == "in a transaction"), "{}", read.body);
     let letters = format!("{topic}.dlq");
     let made = json!({ "topic": letters, "partitions": 1, "replication_factor": 1 });
-    assert_eq!(call(&catalogue, Event::post("/kafka/topics").json(&made)).await.status, 201);
+    assert_eq!(call(&catalogue, Event::post(TOPICS).json(&made)).await.status, 201);
     call(&batches, batch(&letters, "a letter")).await.ok();
-    let back = Event::post("/kafka/dlq/redrive").json(&json!({ "dlq_topic": letters }));
+    let back = Event::post(REDRIVE).json(&json!({ "dlq_topic": letters }));
     let answer = call(&mover, back).await.ok();
     assert_eq!(answer["redriven"], 1, "{answer}");
     let groups = format!("watched={topic}");
-    let monitor = monitor(&[("LAG_MONITOR_GROUPS", &groups)]).await;
+    let monitor = start("lag-monitor", &[("LAG_MONITOR_GROUPS", &groups)]).await;
     assert_eq!(monitor.invoke(scheduled()).await, Value::Null, "{}", monitor.log_text());
 }
 

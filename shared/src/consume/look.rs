@@ -18,6 +18,9 @@ const STICKY: Duration = Duration::from_secs(1);
 /// How long a look waits for the group's coordinator before it begins anew.
 const COORDINATOR: Duration = Duration::from_secs(1);
 
+/// How long pending commits are waited for before it is said that there are no records.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within
 /// moments.
 const BLIND: Duration = Duration::from_secs(3);
@@ -156,7 +159,7 @@ impl Session {
                 let ends = scope.spawn(|| group.ends(&places, left()));
                 let patience = left().min(COORDINATOR);
                 let positions =
-                    if settled { group.settled(&places, patience) } else { group.glance(&places, patience) };
+                    if settled { group.settled(&places, SETTLING, patience) } else { group.glance(&places, patience) };
                 (positions, ends.join())
             });
             let ends = ends.map_err(|_| Error::internal("asking for the ends panicked"))??;

@@ -241,18 +241,18 @@ impl Consumers {
 
     /// The position that was seen, or what this sandbox has made of it since, see [`Slot::newest`].
     pub fn newest(&self, of: &Authorized<Read>, partition: i32, seen: Position) -> Position {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = slots.peek(&(of.group().clone(), of.topic().clone(), partition));
-        match slot.map(|slot| slot.try_lock()) {
-            Some(Ok(slot)) => slot.newest(seen),
-            _ => seen,
-        }
+        self.of_slot(of, partition, |slot| slot.newest(&seen)).flatten().unwrap_or(seen)
     }
 
     /// What is known of a partition.
     pub fn hint(&self, of: &Authorized<Read>, partition: i32) -> Hint {
+        self.of_slot(of, partition, Slot::hint).unwrap_or_default()
+    }
+
+    /// What a slot says, if there is one, and no call has it.
+    fn of_slot<T>(&self, of: &Authorized<Read>, partition: i32, says: impl FnOnce(&Slot) -> T) -> Option<T> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = slots.peek(&(of.group().clone(), of.topic().clone(), partition));
-        slot.and_then(|slot| slot.try_lock().ok()).map_or_else(Hint::default, |slot| slot.hint())
+        let slot = slots.peek(&(of.group().clone(), of.topic().clone(), partition))?;
+        Some(says(&*slot.try_lock().ok()?))
     }
 }

@@ -68,7 +68,7 @@ pub struct Group {
     settings: Settings,
     /// Whether its coordinator has answered.
     found: AtomicBool,
-    /// The same group without its stability, for [`Group::glance`]; made by the first look that meets pending commits.
+    /// The same group without its stability; made by the first read that meets pending commits.
     unsettled: OnceLock<Box<Group>>,
     /// Until when looks are glances, milliseconds since 1970.
     glancing_until: AtomicU64,
@@ -88,9 +88,6 @@ const FINDING: Duration = Duration::from_millis(250);
 
 /// For how long looks are glances after one has met pending commits.
 const GLANCING_MS: u64 = 10_000;
-
-/// How long pending commits are waited for before it is said that there are no records.
-const SETTLING: Duration = Duration::from_millis(100);
 
 /// How long an event is waited for that should be there already, behind log lines.
 const LISTENING: Duration = Duration::from_millis(5);
@@ -118,7 +115,7 @@ impl Group {
     /// Creates the consumer; connects to nothing yet.
     pub fn open(settings: &Settings, id: &GroupId, facts: Facts) -> Result<Self, Error> {
         let kept = settings.clone();
-        let mut settings = settings.clone();
+        let mut settings = kept.clone();
         settings.set("group.id", id.as_str());
         if facts.guard.shows_instance_id() {
             settings.set("group.instance.id", "kafka-gateway");
@@ -246,23 +243,22 @@ impl Group {
     /// a commit is pending in some partition at almost any time, and librdkafka would ask again for all of them until it
     /// meets a moment when none is. What a glance shows is the position before what is pending.
     pub fn glance(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
-        let begun = Instant::now();
-        if !self.glances() {
-            let pending = if self.found.load(Ordering::Relaxed) { PENDING } else { FINDING };
-            match self.positions(places, patience.min(pending)) {
-                Err(error) if error.code() == Code::BrokerUnavailable => {}
-                read => return read,
-            }
-            self.glancing_until.store(now_ms() + GLANCING_MS, Ordering::Relaxed);
+        if self.glances() {
+            return self.as_they_are(places, patience);
         }
-        self.as_they_are(places, patience.saturating_sub(begun.elapsed()))
+        let pending = if self.found.load(Ordering::Relaxed) { PENDING } else { FINDING };
+        self.settled(places, pending, patience)
     }
 
-    /// The same, but with what was committed within the last milliseconds, if nothing is pending anywhere for a moment.
-    pub fn settled(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+    /// The positions, with what was committed within the last milliseconds, if there is a moment without pending commits
+    /// before so much time is over; otherwise as they are. What is pending for longer was left behind by a function that is
+    /// dead or frozen.
+    pub fn settled(&self, places: &[Place<'_>], pending: Duration, patience: Duration) -> Result<Positions, Error> {
         let begun = Instant::now();
-        match self.positions(places, patience.min(SETTLING)) {
+        match self.positions(places, patience.min(pending)) {
+            // It may as well be that nobody answers; then this fails too.
             Err(error) if error.code() == Code::BrokerUnavailable => {
+                self.glancing_until.store(now_ms() + GLANCING_MS, Ordering::Relaxed);
                 self.as_they_are(places, patience.saturating_sub(begun.elapsed()))
             }
             read => read,

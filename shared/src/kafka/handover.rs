@@ -177,15 +177,11 @@ impl Slot {
         self.hint
     }
 
-    /// The position that was seen; or the one that this sandbox has committed on top of it, under the claim that it still
-    /// has. Kafka says that a transaction is committed some milliseconds before a glance shows it.
-    pub fn newest(&self, seen: Position) -> Position {
-        let latest = seen.mark.as_ref().and_then(Mark::latest);
-        let ours = self.ours.as_ref().filter(|_| self.claim.is_some());
-        match ours.filter(|ours| latest.is_some_and(|latest| ours.includes(latest))) {
-            Some(ours) => Position { committed: Some(ours.offset), mark: Some((**ours).clone()) },
-            None => seen,
-        }
+    /// The position that this sandbox has committed on top of the one that was seen, if it has, and still has the claim. Kafka says that a transaction is committed some milliseconds before a glance shows it.
+    pub fn newest(&self, seen: &Position) -> Option<Position> {
+        let latest = seen.mark.as_ref()?.latest()?;
+        let ours = self.ours.as_ref().filter(|ours| self.claim.is_some() && ours.includes(latest))?;
+        Some(Position { committed: Some(ours.offset), mark: Some((**ours).clone()) })
     }
 
     /// Whether a call for `count` records, of so many topics, can go on here, with the claim that it has, without a look

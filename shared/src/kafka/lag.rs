@@ -3,11 +3,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::client::Settings;
-use super::group::{self, Group, Place};
+use super::group::{Group, Place};
 use super::position::Position;
-use crate::config::KafkaConfig;
-use crate::errors::{Code, Error};
+use crate::errors::Error;
 use crate::names::TopicName;
 
 /// How long a commit that is under way is waited for. What is pending for longer was left behind by a function that is
@@ -37,74 +35,41 @@ impl Lag {
     }
 }
 
-/// What measures. Reads only: it claims nothing and joins nothing.
-#[derive(Debug)]
-pub struct Meter {
-    /// The settings of a client that reads positions without waiting for what is pending on them.
-    unstable: Settings,
-}
-
-impl Meter {
-    /// Connects to nothing.
-    pub fn new(config: &KafkaConfig) -> Self {
-        let mut unstable = group::settings(config);
-        unstable.set("isolation.level", "read_uncommitted");
-        Self { unstable }
+/// How far the group is behind in these topics, of so many partitions each; of those where it has no position at
+/// all, only if they are `named`. In the order of the topics. Blocks. Reads only: it claims
+/// nothing and joins nothing.
+///
+/// Errors, if any partition cannot be measured: a total without it would be wrong.
+pub fn measure(group: &Group, topics: &[(TopicName, i32)], named: bool, until: Instant) -> Result<Vec<Lag>, Error> {
+    let left = || until.saturating_duration_since(Instant::now());
+    group.drain_events();
+    let places: Vec<Place<'_>> =
+        topics.iter().flat_map(|(topic, count)| (0..*count).map(move |partition| (topic, partition))).collect();
+    let positions: Vec<Position> = group.settled(&places, PENDING, left())?.into_iter().collect::<Result<_, _>>()?;
+    let mut found: Vec<(Place<'_>, Position)> = places.iter().copied().zip(positions).collect();
+    if !named {
+        let has_position =
+            |((topic, _), position): &(Place<'_>, Position)| position.committed.map(|_| (*topic).clone());
+        let known: HashSet<TopicName> = found.iter().filter_map(has_position).collect();
+        found.retain(|((topic, _), _)| known.contains(*topic));
     }
-
-    /// How far the group is behind in these topics, of so many partitions each; of those where it has no position at
-    /// all, only if they are `named`. In the order of the topics. Blocks.
-    ///
-    /// Errors, if any partition cannot be measured: a total without it would be wrong.
-    pub fn measure(
-        &self,
-        group: &Group,
-        topics: &[(TopicName, i32)],
-        named: bool,
-        until: Instant,
-    ) -> Result<Vec<Lag>, Error> {
-        let left = || until.saturating_duration_since(Instant::now());
-        group.drain_events();
-        let places: Vec<Place<'_>> =
-            topics.iter().flat_map(|(topic, count)| (0..*count).map(move |partition| (topic, partition))).collect();
-        let mut found: Vec<(Place<'_>, Position)> =
-            places.iter().copied().zip(self.positions(group, &places, until)?).collect();
-        if !named {
-            let has_position =
-                |((topic, _), position): &(Place<'_>, Position)| position.committed.map(|_| (*topic).clone());
-            let known: HashSet<TopicName> = found.iter().filter_map(has_position).collect();
-            found.retain(|((topic, _), _)| known.contains(*topic));
-        }
-        let places: Vec<Place<'_>> = found.iter().map(|(place, _)| *place).collect();
-        // Side by side: both ask the partitions' leaders.
-        let (starts, ends) = std::thread::scope(|scope| {
-            let starts = scope.spawn(|| group.starts(&places, left()));
-            let ends = group.ends(&places, left());
-            (starts.join(), ends)
-        });
-        let (starts, ends) = (starts.map_err(|_| Error::internal("asking for the starts panicked"))??, ends?);
-        let bounds = starts.into_iter().zip(ends);
-        found
-            .into_iter()
-            .zip(bounds)
-            .map(|((place, position), (start, end))| {
-                let about = |error: Error| error.with("topic", place.0.as_str()).with("partition", place.1);
-                Ok(Lag::new(place, position, start.map_err(about)?, end.map_err(about)?))
-            })
-            .collect()
-    }
-
-    fn positions(&self, group: &Group, places: &[Place<'_>], until: Instant) -> Result<Vec<Position>, Error> {
-        let left = || until.saturating_duration_since(Instant::now());
-        let read = match group.positions(places, left().min(PENDING)) {
-            // It may as well be that nobody answers; then this fails too.
-            Err(error) if error.code() == Code::BrokerUnavailable => {
-                Group::open(&self.unstable, &group.id, group.facts)?.positions(places, left())?
-            }
-            read => read?,
-        };
-        read.into_iter().collect()
-    }
+    let places: Vec<Place<'_>> = found.iter().map(|(place, _)| *place).collect();
+    // Side by side: both ask the partitions' leaders.
+    let (starts, ends) = std::thread::scope(|scope| {
+        let starts = scope.spawn(|| group.starts(&places, left()));
+        let ends = group.ends(&places, left());
+        (starts.join(), ends)
+    });
+    let (starts, ends) = (starts.map_err(|_| Error::internal("asking for the starts panicked"))??, ends?);
+    let bounds = starts.into_iter().zip(ends);
+    found
+        .into_iter()
+        .zip(bounds)
+        .map(|((place, position), (start, end))| {
+            let about = |error: Error| error.with("topic", place.0.as_str()).with("partition", place.1);
+            Ok(Lag::new(place, position, start.map_err(about)?, end.map_err(about)?))
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::fs;
 
 use serde::Serialize;
+use tests::process::resident;
 use tests::progress;
 
-use super::memory::resident;
 use crate::stats::Samples;
 use crate::world::World;
 

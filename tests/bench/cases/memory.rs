@@ -1,7 +1,6 @@
 //! What the functions hold in memory.
 
-use std::fs;
-
+use tests::process::resident;
 use tests::{Function, progress};
 
 use crate::fastapi::FastApi;
@@ -52,10 +51,4 @@ async fn requests(name: &str, function: &Function, event: serde_json::Value, mos
         }
     }
     all
-}
-
-pub(super) fn resident(pid: i32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
-    line.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") / 1024.0
 }
