@@ -25,6 +25,7 @@ mod issuer;
 mod kit;
 mod lag;
 mod lag_monitor;
+mod late_commits;
 mod leases;
 mod life;
 mod observability;

@@ -10,8 +10,8 @@
 //! Every decision is made by `kafka::decide::decide`, on real positions, marks, intents and stamps, and every mark goes
 //! through its metadata string and back (see [`values`]). What needs a real Kafka is written here once more, step by step:
 //! the order of steps of `handover::Slot::step` and `take`, the look and the claim of a blocked look of
-//! `consume::session`, the repetition of `acknowledge`, and the conclusion of `claim::Claim::settle`, which asks the
-//! shipped marks what they remember.
+//! `consume::session`, the repetition of `acknowledge`, and what `claim::Claim::settle` and `confirm` do with what the shipped
+//! `Position::shows` tells them.
 //!
 //! # What is Kafka's
 //!
@@ -27,6 +27,9 @@
 //!   the only thing that waits: a new claim may be granted before the position shows what the earlier holder committed
 //!   (KAFKA-17507, brokers before 4.0).
 //! - The coordinator aborts a transaction that takes too long, and fences its owner.
+//! - Before 4.0 it may lose what is pending, when a late commit of an earlier claim arrives: the log holds it, the position
+//!   does not change, and stable readers do not wait. (That the coordinator reads the log anew, and with it a commit that
+//!   somebody has given up, is left out.)
 //! - A tool's plain `OffsetCommit` takes effect at once, with any metadata, also in the middle of all this.
 //!
 //! # What may go wrong
@@ -133,6 +136,24 @@ fn leases_expire_while_clocks_differ() {
 fn callers_with_and_without_leases_share_a_group() {
     let bounds = Bounds { batches: &[2], auto: 1, manual: 1, acknowledge: 1, kills: 1, ticks: 2, ..Bounds::QUIET };
     holds("auto and manual", bounds, &["leased", "lease lost", "accepted", "fenced, but done"]);
+}
+
+#[test]
+fn brokers_lose_a_commit() {
+    let auto = Bounds { forgets: 1, losses: 0, ..AUTO };
+    let happens = ["committed once more", "forgotten, and fenced", "moved"];
+    holds("auto, a commit lost", auto.clone(), &happens);
+    holds("auto, a commit and an answer lost", Bounds { auto: 2, losses: 1, ..auto.clone() }, &["settled: not done"]);
+    let manual = Bounds { batches: &[2], manual: 1, auto: 1, acknowledge: 1, forgets: 1, ..Bounds::QUIET };
+    holds("manual, a commit lost", manual.clone(), &["committed once more", "accepted", "renewed"]);
+    let seek = Bounds { auto: 1, seek: 1, forgets: 1, ..AUTO };
+    holds("seek, a commit lost", seek, &["committed once more", "sought"]);
+    // Beside others, who may fence it before the second commit, the record might be buried again.
+    let reject = Bounds { functions: 1, auto: 1, acknowledge: 1, forgets: 1, ..REJECT };
+    holds("reject, a commit lost", reject, &["committed once more", "rejected", "accepted"]);
+    let without = |bounds| Bounds { left_out: Some(LeftOut::Confirm), ..bounds };
+    fails("not confirmed", without(auto), Property::OnlyOnce);
+    fails("not confirmed, leases", without(Bounds { auto: 0, ..manual }), Property::AcceptKept);
 }
 
 #[test]

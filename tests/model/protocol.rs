@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
-use kafka_gateway::kafka::position::Mark;
-
 use crate::explore::Model;
 use crate::values::{Call, LEASE_TICKS, Question, Ruling, Set, Stored, Values};
 
@@ -75,6 +73,8 @@ pub(crate) enum LeftOut {
     Without,
     /// The claim of a call that finds a transaction pending: it waits for its owner.
     Unblock,
+    /// The read after the commit, on brokers that may lose it.
+    Confirm,
 }
 
 /// How much may happen in one exploration, and between whom.
@@ -112,6 +112,8 @@ pub(crate) struct Bounds {
     pub(crate) resets: u8,
     /// How often others commit so often that nonces are forgotten.
     pub(crate) crowds: u8,
+    /// How many commits the coordinator loses: the log holds them, the position does not change.
+    pub(crate) forgets: u8,
     /// How far the clock goes.
     pub(crate) ticks: u8,
     /// By how many ticks each function's clock may be ahead.
@@ -141,6 +143,7 @@ impl Bounds {
         kills: 0,
         resets: 0,
         crowds: 0,
+        forgets: 0,
         ticks: 0,
         ahead: 0,
         left_out: None,
@@ -167,6 +170,8 @@ enum Phase {
     Unknown,
     /// About to read how it ended.
     Settle,
+    /// The commit is answered: about to read whether it stays, where brokers may lose it.
+    Confirm,
     /// The commit is known to be done: about to answer.
     Done,
 }
@@ -227,6 +232,8 @@ struct Transaction {
     /// Whether its call has answered that it does not know, or will never answer, or has handed out.
     excused: bool,
     disturbed: bool,
+    /// Whether the coordinator has lost what is pending.
+    forgotten: bool,
 }
 
 /// What became of a record, as far as the position has passed it.
@@ -270,6 +277,7 @@ struct Left {
     kills: u8,
     resets: u8,
     crowds: u8,
+    forgets: u8,
 }
 
 /// Everything.
@@ -324,6 +332,8 @@ pub(crate) enum Action {
     TimesOut(u8),
     /// `OffsetFetch`, stable, to see by the nonce how a commit ended.
     Settle(u8),
+    /// The same after a commit that was answered. If it is lost, it is sent once more.
+    Confirm(u8),
     /// The answer reaches the caller, after the outcome was found out.
     Deliver(u8),
     /// The call's answer is lost on its way, or its caller has gone.
@@ -334,6 +344,8 @@ pub(crate) enum Action {
     Prepare,
     /// The markers are written, and the group's position changes.
     Materialise,
+    /// The coordinator loses what is pending, as it refuses a late commit of an earlier claim (before 4.0).
+    Forget,
     /// `transaction.timeout.ms` is over: the coordinator aborts and fences.
     Expire,
     /// Time passes.
@@ -345,8 +357,8 @@ pub(crate) enum Action {
 }
 
 /// What somebody meets who begins when all others are gone: the position, what is pending on it (and whether its end is
-/// on its way, and decided), and the time.
-type Situation = (Stored, Option<(Stored, bool, bool)>, u8);
+/// on its way, and decided, and whether it is lost), and the time.
+type Situation = (Stored, Option<(Stored, bool, bool, bool)>, u8);
 
 /// What becomes of an undecided commit.
 enum Outcome {
@@ -405,7 +417,7 @@ impl Protocol {
 
     /// Whether a stable read is answered.
     fn is_stable(&self, state: &State) -> bool {
-        state.transaction.is_none() || self.leaves_out(LeftOut::StableRead)
+        state.transaction.is_none_or(|transaction| transaction.forgotten) || self.leaves_out(LeftOut::StableRead)
     }
 
     /// Whether Kafka takes this function for the rightful producer.
@@ -458,7 +470,8 @@ impl Protocol {
     /// The function takes its commit for not done, and goes on.
     fn retry(&self, state: &mut State, who: u8) {
         let pending = state.transaction.is_some_and(|transaction| {
-            transaction.owner == who && transaction.prepared && matches!(transaction.call, Call::Auto(_))
+            let decided = transaction.prepared && !transaction.forgotten;
+            transaction.owner == who && decided && matches!(transaction.call, Call::Auto(_))
         });
         if pending || state.fates.contains(&Fate::Owed(who)) {
             self.fails(state, Property::NothingLost);
@@ -476,6 +489,10 @@ impl Protocol {
     /// The position changes.
     fn materialise(&self, state: &mut State) {
         let Some(transaction) = state.transaction.take() else { return };
+        if transaction.forgotten {
+            // Letters are in their topic nevertheless.
+            return self.die(state, transaction);
+        }
         let (old, base, new) =
             (self.offset(state.committed), self.offset(transaction.base), self.offset(transaction.wanted));
         if self.bounds.seek > 0 && transaction.base != state.committed && !transaction.disturbed {
@@ -609,7 +626,7 @@ impl Protocol {
 
     /// The answer 200 to `accept` reaches the caller.
     fn accepted(&self, state: &mut State, who: u8, token: u8, before: Option<i8>) {
-        let decided = state.transaction.filter(|transaction| transaction.prepared);
+        let decided = state.transaction.filter(|transaction| transaction.prepared && !transaction.forgotten);
         let committed = decided.map_or(state.committed, |transaction| transaction.wanted);
         let past = state.functions[usize::from(who)].is_past() || state.answers[usize::from(token)].sought;
         let before = before.unwrap_or(state.answers[usize::from(token)].end);
@@ -622,7 +639,7 @@ impl Protocol {
     /// The answer 200 to `reject` reaches the caller.
     fn rejected(&self, state: &mut State, who: u8, token: u8, record: Option<i8>) {
         let answer = state.answers[usize::from(token)];
-        let decided = state.transaction.filter(|transaction| transaction.prepared);
+        let decided = state.transaction.filter(|transaction| transaction.prepared && !transaction.forgotten);
         let (committed, dying) = decided.map_or((state.committed, 0), |it| (it.wanted, it.dying));
         let is_dead = |record: i8| state.fates[index(record)] == Fate::Dead || dying & 1 << record != 0;
         let kept = match record {
@@ -715,6 +732,7 @@ impl Protocol {
                     prepared: false,
                     excused: false,
                     disturbed: function.disturbed,
+                    forgotten: false,
                 };
                 if self.leaves_out(LeftOut::Together) {
                     let dying = (0..self.bounds.records).filter(|record| dying & 1 << record != 0);
@@ -761,7 +779,7 @@ impl Protocol {
         }
     }
 
-    /// What `Claim::settle` concludes. It needs a real Kafka, so it is written here once more, on the shipped marks.
+    /// What `Claim::settle` concludes from a stable read.
     fn settle(&self, state: &State, who: u8) -> Outcome {
         let function = &state.functions[usize::from(who)];
         let values = self.values.borrow();
@@ -770,15 +788,48 @@ impl Protocol {
             let there = position.committed == values.position(function.wanted).committed;
             return if there { Outcome::Done } else { Outcome::NotDone };
         }
-        let nonce = u64::from(nonce(who, function.commits - 1));
-        if position.mark.as_ref().is_some_and(|mark| mark.includes(nonce)) {
-            return Outcome::Done;
+        match position.shows(u64::from(nonce(who, function.commits - 1)), base) {
+            Some(true) => Outcome::Done,
+            Some(false) => Outcome::NotDone,
+            None if self.leaves_out(LeftOut::BaseNonce) => Outcome::NotDone,
+            None => Outcome::Untold,
         }
-        let remembered = match base.mark.as_ref().and_then(Mark::latest) {
-            Some(latest) => position.mark.as_ref().is_some_and(|mark| mark.includes(latest)),
-            None => position.mark.as_ref().is_none_or(Mark::remembers_all),
-        };
-        if remembered || self.leaves_out(LeftOut::BaseNonce) { Outcome::NotDone } else { Outcome::Untold }
+    }
+
+    /// What `Claim::confirm` does.
+    fn confirm(&self, state: &mut State, who: u8) {
+        match self.settle(state, who) {
+            Outcome::Done => state.functions[usize::from(who)].phase = Phase::Done,
+            Outcome::NotDone if self.is_claimant(state, who) => {
+                self.note("committed once more");
+                self.materialise(state);
+                let function = &mut state.functions[usize::from(who)];
+                function.decided = false;
+                function.phase = Phase::Staged;
+                state.transaction = Some(Transaction {
+                    owner: who,
+                    call: function.call.expect("a call"),
+                    attempt: function.commits,
+                    base: function.base,
+                    wanted: function.wanted,
+                    dying: 0,
+                    ending: false,
+                    prepared: false,
+                    excused: false,
+                    disturbed: function.disturbed,
+                    forgotten: false,
+                });
+            }
+            Outcome::NotDone => {
+                self.note("forgotten, and fenced");
+                state.functions[usize::from(who)].claimed = false;
+                self.retry(state, who);
+            }
+            Outcome::Untold => {
+                self.note("confirmed: cannot be told");
+                self.fail(state, who, Action::Confirm(who));
+            }
+        }
     }
 
     /// Others use the position as well: claim it, and commit it where it is.
@@ -845,8 +896,7 @@ impl Protocol {
     /// Whether the log can be read to its end from here, by a function that begins when all others are dead and all
     /// leases are over. What it meets is the position, a pending transaction, and the time.
     fn can_end(&self, state: &State) -> bool {
-        let pending =
-            state.transaction.map(|transaction| (transaction.wanted, transaction.ending, transaction.prepared));
+        let pending = state.transaction.map(|it| (it.wanted, it.ending, it.prepared, it.forgotten));
         let situation = (state.committed, pending, state.tick);
         if let Some(known) = self.ends.borrow().get(&situation) {
             return *known;
@@ -872,11 +922,9 @@ impl Protocol {
             actions.clear();
             self.actions(&state, &mut actions);
             let fortunate = |action: &&Action| {
-                use Action::{Answered, Claim, Decide, Deliver, End, Look, Prepare, Read, Unblock};
-                matches!(
-                    action,
-                    Look(_) | Unblock(_) | Claim(_) | Read(_) | Decide(_) | End(_) | Prepare | Answered(_) | Deliver(_)
-                )
+                use Action::{Answered, Claim, Confirm, Decide, Deliver, End, Look, Prepare, Read, Unblock};
+                let begins = matches!(action, Look(_) | Unblock(_) | Claim(_) | Read(_) | Decide(_));
+                begins || matches!(action, End(_) | Prepare | Answered(_) | Confirm(_) | Deliver(_))
             };
             let action = if actions.contains(&Action::Materialise) {
                 // What Kafka has decided, it also does.
@@ -961,9 +1009,10 @@ impl Protocol {
                 }
             }
             Phase::Unknown => actions.extend([Action::Claim(who), Action::GiveUp(who)]),
-            Phase::Settle => {
+            Phase::Settle | Phase::Confirm => {
                 if stable {
-                    actions.push(Action::Settle(who));
+                    let settles = function.phase == Phase::Settle;
+                    actions.push(if settles { Action::Settle(who) } else { Action::Confirm(who) });
                 }
                 actions.push(Action::GiveUp(who));
             }
@@ -1049,7 +1098,7 @@ impl Protocol {
             state.left.kills -= 1;
         } else if phase == Phase::Staged && state.transaction.is_some_and(|transaction| transaction.owner == who) {
             state.transaction = None;
-        } else if matches!(phase, Phase::Unknown | Phase::Settle) {
+        } else if matches!(phase, Phase::Unknown | Phase::Settle | Phase::Confirm) {
             self.note("undecided");
         }
         Self::excuse(state, who);
@@ -1117,6 +1166,7 @@ impl Model for Protocol {
                 kills: bounds.kills,
                 resets: bounds.resets,
                 crowds: bounds.crowds,
+                forgets: bounds.forgets,
             },
             fates,
             letters: [0; RECORDS],
@@ -1141,6 +1191,9 @@ impl Model for Protocol {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         (0..self.bounds.functions).for_each(|who| self.steps(state, who, actions));
         if let Some(transaction) = state.transaction {
+            if state.left.forgets > 0 && !transaction.forgotten {
+                actions.push(Action::Forget);
+            }
             if transaction.prepared {
                 actions.push(Action::Materialise);
             } else {
@@ -1206,7 +1259,15 @@ impl Model for Protocol {
                     self.fail(&mut state, who, action);
                 }
             },
+            Action::Answered(who) if self.bounds.forgets > 0 && !self.leaves_out(LeftOut::Confirm) => {
+                state.functions[usize::from(who)].phase = Phase::Confirm;
+            }
             Action::Answered(who) | Action::Deliver(who) => self.deliver(&mut state, who),
+            Action::Confirm(who) => self.confirm(&mut state, who),
+            Action::Forget => {
+                state.left.forgets -= 1;
+                state.transaction.iter_mut().for_each(|transaction| transaction.forgotten = true);
+            }
             Action::Prepare => {
                 if let Some(transaction) = &mut state.transaction {
                     transaction.prepared = true;
@@ -1252,8 +1313,10 @@ impl Model for Protocol {
         for (record, letters) in (0_u8..).zip(state.letters).filter(|(_, letters)| *letters > 0) {
             let _ = write!(line, ", {letters} letters of {record}");
         }
-        if let Some(Transaction { owner, wanted, ending, prepared, .. }) = state.transaction {
-            let progress = if prepared {
+        if let Some(Transaction { owner, wanted, ending, prepared, forgotten, .. }) = state.transaction {
+            let progress = if forgotten {
+                "forgotten"
+            } else if prepared {
                 "decided"
             } else if ending {
                 "ending"

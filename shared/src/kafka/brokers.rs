@@ -1,5 +1,5 @@
-//! What a sandbox learns of its brokers, once: how to keep from committing beside live members of a group, and for how
-//! long positions are kept. One `DescribeConfigs` tells both.
+//! What a sandbox learns of its brokers, once: how to keep from committing beside live members of a group, whether a commit
+//! that they have acknowledged stays, and for how long positions are kept. One `DescribeConfigs` tells it all.
 
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,10 @@ const SOON: Duration = Duration::from_secs(1);
 pub struct Facts {
     /// Who keeps commits off groups with live members.
     pub guard: Guard,
+    /// Whether a group's coordinator may lose a commit that it has acknowledged. That of Kafka up to 3.9 keeps what is
+    /// pending in a transaction by producer id, without the epoch: a late commit of a producer that was fenced is refused,
+    /// and takes with it what its successor has pending, which is then in the log but not in the coordinator's memory.
+    pub loses_commits: bool,
     /// `offsets.retention.minutes`.
     pub retention: Duration,
 }
@@ -81,11 +85,12 @@ impl Facts {
     /// From a broker's settings; what it does not say is taken to be Kafka's default.
     fn of<'a>(setting: impl Fn(&str) -> Option<&'a str>) -> Self {
         let minutes = setting("offsets.retention.minutes").and_then(|minutes| minutes.parse::<u32>().ok());
+        let inter_broker_protocol = setting("inter.broker.protocol.version");
+        let rebalance_protocols = setting("group.coordinator.rebalance.protocols");
         Self {
-            guard: Guard::of(
-                setting("inter.broker.protocol.version"),
-                setting("group.coordinator.rebalance.protocols"),
-            ),
+            guard: Guard::of(inter_broker_protocol, rebalance_protocols),
+            // 4.0 has removed the one, and the coordinator of before; 3.7 has brought the other.
+            loses_commits: inter_broker_protocol.is_some() || rebalance_protocols.is_none(),
             retention: Duration::from_secs(60 * u64::from(minutes.unwrap_or(7 * 24 * 60))),
         }
     }
@@ -192,9 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn brokers_before_4_lose_commits() {
+        let loses = |shown: &[&str]| Facts::of(|name| shown.contains(&name).then_some("3.9-IV0")).loses_commits;
+        let (old, since_3_7) = ("inter.broker.protocol.version", "group.coordinator.rebalance.protocols");
+        assert!(loses(&[old]) && loses(&[old, since_3_7]));
+        assert!(!loses(&[since_3_7]));
+    }
+
+    #[test]
     fn a_broker_that_shows_nothing_is_taken_for_the_least() {
         let facts = Facts::of(|_| None);
         assert_eq!((facts.guard, facts.retention), (Guard::Both, Duration::from_secs(7 * 86_400)));
+        assert!(facts.loses_commits);
         let facts = Facts::of(|name| (name == "offsets.retention.minutes").then_some("1"));
         assert_eq!(facts.retention, Duration::from_secs(60));
     }

@@ -11,7 +11,8 @@
 //! 4. only then act on it: hand the records out, say that they are accepted.
 //!
 //! If the outcome of 3 is not known (a fenced or timed-out `EndTxn` may have been applied), a new claim settles it and
-//! the nonce tells. While that cannot be learned, nothing is handed out.
+//! the nonce tells. While that cannot be learned, nothing is handed out. Where brokers may lose what they have
+//! acknowledged, the commit is read back before 4 ([`Claim::confirm`]).
 //!
 //! What must never happen: records handed out whose commit is not known to be done; a commit that is not based on a
 //! stable read made under the same claim.
@@ -282,18 +283,36 @@ impl Claim {
         } else {
             Some(Self::take(settings, &self.group, &self.topic, self.partition, until)?)
         };
-        let position = self.position(until)?;
-        let done = position.mark.as_ref().is_some_and(|mark| mark.includes(nonce));
-        // Not to find the nonce proves something only where the mark still remembers what the commit was based on.
-        let remembered = match base.mark.as_ref().and_then(Mark::latest) {
-            Some(latest) => position.mark.as_ref().is_some_and(|mark| mark.includes(latest)),
-            None => position.mark.as_ref().is_none_or(Mark::remembers_all),
-        };
-        if !done && !remembered {
-            return Err(Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell"));
-        }
+        let done = shown(&self.position(until)?, nonce, base)?;
         Ok((claim, done))
     }
+
+    /// Whether a commit of `mark` on top of `base`, which Kafka has acknowledged, is there to stay. Brokers that may lose it
+    /// (see [`Facts`](super::brokers::Facts)) show that they have not, or it is committed once more: letters are in their
+    /// topic by now, and only the position went back. Not where somebody else has claimed the position since.
+    pub fn confirm(&self, mark: &Mark, base: &Position, until: Instant) -> Result<bool, Error> {
+        if !self.group.facts.loses_commits {
+            return Ok(true);
+        }
+        let nonce = mark.latest().ok_or_else(|| Error::internal("a mark without a nonce"))?;
+        while !shown(&self.position(until)?, nonce, base)? {
+            let (group, topic, partition) = (&self.group.id, &self.topic, self.partition);
+            tracing::warn!(%group, %topic, partition, "Kafka lost a commit that it had acknowledged; once more");
+            // It stays open how this ends, whatever becomes of the second.
+            match self.commit(mark, None, until, &AtomicBool::new(true))? {
+                Committed::Yes => {}
+                Committed::Fenced => return Ok(false),
+                Committed::Undecided(error) => return Err(unreachable(error)),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a position shows that a commit was done.
+fn shown(position: &Position, nonce: u64, base: &Position) -> Result<bool, Error> {
+    let untold = || Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell");
+    position.shows(nonce, base).ok_or_else(untold)
 }
 
 /// Why a letter was not written, to the caller. Its topic was there just now; if it is gone, the next try says so, or makes

@@ -389,27 +389,31 @@ impl Slot {
             (Some(cargo), Some(letters)) => cargo.undone(letters, error),
             _ => error,
         };
-        let stepped = match claim.commit(&mark, letters.as_deref(), until, committing).map_err(undone)? {
-            Committed::Yes => {
+        let ended = match claim.commit(&mark, letters.as_deref(), until, committing).map_err(undone)? {
+            Committed::Yes => claim.confirm(&mark, &position, until).map(|stays| (stays.then_some(claim), stays)),
+            Committed::Fenced => Ok((None, false)),
+            Committed::Undecided(error) => claim
+                .settle(settings, &error, stamp.nonce, &position, until)
+                .inspect_err(|_| tracing::warn!(%error, "how a commit ended is not known")),
+        };
+        let stepped = match ended {
+            Ok((claim, true)) => {
                 // A lease is begun by one function and settled by another: who did his part has no more use for the
                 // claim. Where that went on before, the client for the next one is made beside the step.
                 self.alternates = mark.settles() || matches!(intent, Intent::Lease { .. });
-                self.claim = (!self.alternates).then_some(claim);
+                self.claim = claim.filter(|_| !self.alternates);
                 self.ours = Some(mark.clone());
                 Stepped::Committed(mark)
             }
-            Committed::Fenced => Stepped::Fenced,
-            Committed::Undecided(error) => match claim.settle(settings, &error, stamp.nonce, &position, until) {
-                Ok((claim, done)) => {
-                    self.claim = claim;
-                    if done { Stepped::Committed(mark) } else { Stepped::Fenced }
-                }
-                Err(unsettled) => {
-                    tracing::warn!(%error, %unsettled, "the outcome of a commit could not be learned");
-                    let detail = "Kafka did not say whether the position was moved";
-                    Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled))
-                }
-            },
+            Ok((claim, false)) => {
+                self.claim = claim;
+                Stepped::Fenced
+            }
+            Err(unsettled) => {
+                tracing::warn!(%unsettled, "the outcome of a commit could not be learned");
+                let detail = "Kafka did not say whether the position was moved";
+                Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled))
+            }
         };
         if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, &letters) {
             cargo.done(self, letters);

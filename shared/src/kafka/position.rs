@@ -380,6 +380,19 @@ impl Position {
     pub fn is_anothers(&self, sandbox: u32) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.sandbox != sandbox)
     }
+
+    /// Whether a commit with this nonce on top of `base` was done, if that can be told: not to find the nonce proves
+    /// something only where the mark still remembers what the commit was based on.
+    pub fn shows(&self, nonce: u64, base: &Self) -> Option<bool> {
+        if self.mark.as_ref().is_some_and(|mark| mark.includes(nonce)) {
+            return Some(true);
+        }
+        let remembered = match base.mark.as_ref().and_then(Mark::latest) {
+            Some(latest) => self.mark.as_ref().is_some_and(|mark| mark.includes(latest)),
+            None => self.mark.as_ref().is_none_or(Mark::remembers_all),
+        };
+        remembered.then_some(false)
+    }
 }
 
 #[derive(Deserialize)]
