@@ -50,6 +50,16 @@ const PANELS: &[Panel] = &[
         rates: false,
     },
     Panel {
+        title: "Cold start to the first 100 records, p50 (ms)",
+        case: "cold start, first 100",
+        bars: &[
+            ("consume, a group", "consume"),
+            ("raw client", "raw client, not exclusive"),
+            ("FastAPI", "FastAPI, joins the group"),
+        ],
+        rates: false,
+    },
+    Panel {
         title: "One group, 4 partitions (records a second)",
         case: "one group",
         bars: &[("consume, 1", "1 function"), ("consume, 2", "2 functions"), ("consume, 4", "4 functions")],

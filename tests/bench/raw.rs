@@ -77,7 +77,7 @@ pub(crate) fn poll_and_commit(consumer: &BaseConsumer, topic: &str, count: usize
     begun.elapsed()
 }
 
-/// Runs `bench-raw-cold`, started as the functions are; from the start to its word that the record is acknowledged.
+/// Runs `bench-raw-cold`, started as the functions are; from the start to its word that what `kind` says is acknowledged.
 pub(crate) fn cold(bootstrap: &str, topic: &str, kind: &str) -> Duration {
     use std::io::{BufRead as _, BufReader};
 

@@ -113,6 +113,12 @@ impl Report {
             ratio("warm exclusive consume of 100, p50", self.p50("consume 100", "consume"), "ms", "at most 6"),
             ratio("manual cycle in two functions, p50", self.p50("manual cycle", "consume and"), "ms", "at most 25"),
             ratio("cold consume of 100, p50", self.p50(first, "consume, a group"), "ms", "at most 60"),
+            ratio(
+                "cold consume ÷ raw client's own cold start, which excludes nothing, p50",
+                self.p50(first, "consume, a group") / self.p50(first, "raw client"),
+                "×",
+                "",
+            ),
             ratio("the slowest of ten cold consumes", longest(first, "consume, a group"), "ms", "never near 1000"),
             ratio(
                 "fetch of 1000 ÷ raw client, p50",

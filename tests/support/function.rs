@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Context as _, Result};
-use crate::lambda_api::{Failure, REGION, Sandbox};
+use crate::lambda_api::{Failure, Outcome, REGION, Sandbox};
 use crate::process::{Process, supervised};
 use crate::run::RunDir;
 
@@ -66,14 +66,28 @@ impl Function {
 
     /// Invokes it, with the deadline a 29 s timeout gives, and returns its answer.
     pub async fn invoke(&self, event: Value) -> Value {
-        self.try_invoke(event, TIMEOUT).await.unwrap_or_else(|failure| {
+        self.invoke_timed(event).await.1
+    }
+
+    /// The same, and how long it took: until the last byte of the answer had come, before anything was made of it.
+    pub async fn invoke_timed(&self, event: Value) -> (Duration, Value) {
+        let event = event.to_string().into_bytes();
+        let begun = Instant::now();
+        let answered = self.outcome(event, TIMEOUT).await;
+        let answered = answered.and_then(|(answer, at)| Ok((at.saturating_duration_since(begun), parsed(&answer)?)));
+        answered.unwrap_or_else(|failure| {
             panic!("invoking {}: {failure:?}\n{}", self.process.name(), crate::process::tail(&self.log_text()))
         })
     }
 
     /// Invokes it with a timeout of the caller's choice, and returns the answer or why there was none.
     pub async fn try_invoke(&self, event: Value, timeout: Duration) -> std::result::Result<Value, Failure> {
-        let mut outcome = self.sandbox.invoke(&event, timeout);
+        let (answer, _) = self.outcome(event.to_string().into_bytes(), timeout).await?;
+        parsed(&answer)
+    }
+
+    async fn outcome(&self, event: Vec<u8>, timeout: Duration) -> Outcome {
+        let mut outcome = self.sandbox.invoke(event, timeout);
         loop {
             match tokio::time::timeout(Duration::from_millis(100), &mut outcome).await {
                 Ok(outcome) => return outcome.unwrap_or(Err(Failure::Exited)),
@@ -151,6 +165,10 @@ impl Function {
     pub fn thaw(&self) {
         self.process.thaw();
     }
+}
+
+fn parsed(answer: &[u8]) -> std::result::Result<Value, Failure> {
+    serde_json::from_slice(answer).map_err(|error| Failure::Error(json!({ "errorMessage": error.to_string() })))
 }
 
 async fn launch(name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, Process)> {

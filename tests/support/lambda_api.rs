@@ -82,7 +82,10 @@ struct Invocation {
     reply: Reply,
 }
 
-type Reply = oneshot::Sender<std::result::Result<Value, Failure>>;
+/// What an invocation came to: the answer's bytes and when the last of them had come, or why there is none.
+pub(crate) type Outcome = std::result::Result<(Bytes, Instant), Failure>;
+
+type Reply = oneshot::Sender<Outcome>;
 
 #[derive(Debug)]
 struct Extension {
@@ -124,13 +127,8 @@ impl Sandbox {
     }
 
     /// Queues an invocation; the receiver gets its outcome.
-    pub(crate) fn invoke(
-        &self,
-        event: &Value,
-        timeout: Duration,
-    ) -> oneshot::Receiver<std::result::Result<Value, Failure>> {
+    pub(crate) fn invoke(&self, event: Vec<u8>, timeout: Duration) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
-        let event = event.to_string().into_bytes();
         self.update(|state| state.queue.push_back(Invocation { event, timeout, reply }));
         outcome
     }
@@ -223,7 +221,7 @@ impl StateOf {
     }
 
     /// Gives the waiting caller the outcome; false if that invocation is not under way, or has its answer.
-    fn settle(&mut self, id: &str, outcome: std::result::Result<Value, Failure>) -> bool {
+    fn settle(&mut self, id: &str, outcome: Outcome) -> bool {
         let Some(reply) = self.current.remove(id) else { return false };
         let _ = reply.send(outcome);
         true
@@ -255,8 +253,7 @@ async fn response(State(sandbox): State<Sandbox>, Path(id): Path<String>, body: 
     let (outcome, status) = if body.len() > RESPONSE_LIMIT {
         (Err(Failure::TooLarge(body.len())), StatusCode::PAYLOAD_TOO_LARGE)
     } else {
-        let not_json = |e: serde_json::Error| Failure::Error(json!({ "errorMessage": e.to_string() }));
-        (serde_json::from_slice(&body).map_err(not_json), StatusCode::ACCEPTED)
+        (Ok((body, Instant::now())), StatusCode::ACCEPTED)
     };
     let known = sandbox.update(|state| state.settle(&id, outcome));
     if known { status } else { StatusCode::BAD_REQUEST }

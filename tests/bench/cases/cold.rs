@@ -51,7 +51,10 @@ pub(super) async fn consume(world: &World) -> Vec<Row> {
     let (mut new, mut known, group) = (Samples::new(), Samples::new(), unique("group"));
     // Once unmeasured: the broker makes its internal topics at the first group and the first transaction of all.
     call(&world.function("consume").await, world.consume_event(&topic, &unique("group"), BATCH, 5000)).await;
-    for _ in 0..COLD_STARTS {
+    let bootstrap = world.stack.bootstrap();
+    raw::cold(&bootstrap, &topic, "consume");
+    let [mut by_raw, mut usual] = [const { Samples::new() }; 2];
+    for number in 0..COLD_STARTS {
         for (group, samples) in [(&unique("group"), &mut new), (&group, &mut known)] {
             let consume = world.function("consume").await;
             let init = consume.init_duration();
@@ -59,9 +62,15 @@ pub(super) async fn consume(world: &World) -> Vec<Row> {
             assert_eq!(records(&answer).len(), BATCH, "{answer}");
             samples.add(init + took);
         }
+        by_raw.add(raw::cold(&bootstrap, &topic, "consume"));
+        if number < 3 {
+            usual.add(FastApi::first_records(world, &topic, &unique("group"), BATCH).await);
+        }
     }
     vec![
         Row::times(CASE, "consume, a group's first call", &new),
         Row::times(CASE, "consume, a position that another sandbox has just left", &known),
+        Row::times(CASE, "raw client, tuned as consume, poll and commit, not exclusive", &by_raw),
+        Row::times(CASE, "FastAPI + aiokafka, joins the group", &usual),
     ]
 }

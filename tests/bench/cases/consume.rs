@@ -61,6 +61,33 @@ pub(super) async fn warm(world: &World) -> Vec<Row> {
     ]
 }
 
+/// As many records of four topics in one call of `consume-batch`, which commits a position in each.
+pub(super) async fn batch(world: &World) -> Vec<Row> {
+    const CASE: &str = "consume-batch, 100 of four topics, warm, one caller";
+    const CALLS: usize = 220;
+    const TOPICS: usize = 4;
+    progress("consume-batch");
+    let (function, group) = (world.function("consume-batch").await, unique("group"));
+    let mut topics = Vec::new();
+    for _ in 0..TOPICS {
+        let topic = world.topic(1).await;
+        world.fill(&topic, 1, BATCH / TOPICS * CALLS);
+        topics.push(json!({ "topic": topic }));
+    }
+    let body = json!({ "group_id": group, "topics": topics, "limit": BATCH });
+    let event = Event::post("/kafka/consumer/consume/batch").bearer(&world.token).json(&body).build();
+    let mut samples = Samples::new();
+    for call in 0..CALLS {
+        let (took, answer) = timed(&function, event.clone()).await;
+        assert_eq!(records(&answer).len(), BATCH, "{answer}");
+        // The first warm up.
+        if call >= 20 {
+            samples.add(took);
+        }
+    }
+    vec![Row::times(CASE, "consume-batch, exclusive", &samples)]
+}
+
 /// A worker's way to lose nothing: takes a hundred records under a lease, and accepts them; consume and acknowledge are
 /// functions of their own, so the claim of the position goes from one to the other and back.
 pub(super) async fn cycle(world: &World) -> Vec<Row> {

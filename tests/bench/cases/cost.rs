@@ -12,8 +12,7 @@ use crate::world::World;
 /// How often each is started.
 const STARTS: usize = 5;
 
-/// The functions that have a route.
-const FUNCTIONS: [&str; 10] = [
+const FUNCTIONS: [&str; 11] = [
     "produce",
     "produce-batch",
     "consume",
@@ -24,6 +23,7 @@ const FUNCTIONS: [&str; 10] = [
     "lag",
     "topics",
     "redrive",
+    "lag-monitor",
 ];
 
 /// What one function is.

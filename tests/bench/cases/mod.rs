@@ -45,7 +45,10 @@ pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mu
         }
         "produce" => rows.extend(produce::warm(world).await),
         "batch" => rows.extend(batch::warm(world).await),
-        "consume" => rows.extend(consume::warm(world).await),
+        "consume" => {
+            rows.extend(consume::warm(world).await);
+            rows.extend(consume::batch(world).await);
+        }
         "cycle" => rows.extend(consume::cycle(world).await),
         "fetch" => rows.extend(fetch::warm(world).await),
         "schemas" => rows.extend(schema::batches(world).await),
