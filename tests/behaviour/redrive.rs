@@ -13,9 +13,11 @@ use tests::{Api, Event, Function, Stack};
 use crate::acl::{CLAIMS, user};
 use crate::consume::{committed, fill, offsets, raw_consumer};
 use crate::kit::{Raw, refused, write, write_on};
-use crate::secured::{function_as, secured};
+use crate::secured::{SECURED, function_as, secured};
 use crate::wire::{ACKNOWLEDGE, Case, cases, each};
-use crate::world::{Answer, admin, call, consume, function, function_with, produce, topic, topic_on, unique};
+use crate::world::{
+    Answer, admin, applies_since, call, consume, function, function_with, produce, topic, topic_on, unique,
+};
 
 /// The route of `redrive`.
 pub(crate) const REDRIVE: &str = "/kafka/dlq/redrive";
@@ -329,6 +331,9 @@ async fn what_is_no_dead_letter_topic_or_not_the_caller_s_stays_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_kafka_s_own_access_control_it_takes_the_readme_s_rows() {
+    if !applies_since(3, 3, SECURED) {
+        return;
+    }
     let server = secured().await.broker().bootstrap();
     let topic = topic_on(&server, 1, &[]).await;
     let dlq = dead_letter_topic(&server, &topic, 1).await;
