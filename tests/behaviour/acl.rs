@@ -1,11 +1,16 @@
 //! Kafka's own authorizer: what the gateway's user may not do is 403, and never a wait; the README's table is enough.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
+use crate::batch::BATCH as PRODUCE_BATCH;
 use crate::consume::fill;
-use crate::kit::problem;
-use crate::secured::{function_as, secured};
+use crate::consume_batch::BATCH as CONSUME_BATCH;
+use crate::kit::{problem, scheduled};
+use crate::registry::register;
+use crate::secured::{function_as, function_by, secured};
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{PRODUCE, call, consume, produce, topic_on, unique};
 
@@ -162,29 +167,92 @@ async fn consuming_takes_the_topic_the_group_and_the_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rejecting_takes_the_dead_letter_topic_and_leave_to_make_it() {
+async fn batches_take_what_their_records_take_and_atomic_ones_a_claim() {
     let server = secured().await.broker().bootstrap();
     let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
-    let letters = format!("{topic}.dlq");
-    fill(&server, &topic, 1, 1);
+    let elsewhere = topic_on(&server, 1, &[]).await;
+    fill(&server, &elsewhere, 1, 1);
+    let writes: &[&str] = &["--topic", &topic, "--operation", "Write"];
     let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
     let joins: &[&str] = &["--group", &group, "--operation", "Read"];
-    let keeps: &[&str] = &["--topic", &letters, "--operation", "Write"];
-    let makes: &[&str] = &["--topic", &letters, "--operation", "Create"];
-    let (calls, without_letters, without_making, whole) = tokio::join!(
-        Calls::make(&topic, &group),
-        user(vec![reads, joins, CLAIMS]),
-        user(vec![reads, joins, CLAIMS, keeps]),
-        user(vec![reads, joins, CLAIMS, keeps, makes]),
+    let (alone, whole_user, reader) =
+        tokio::join!(user(vec![writes]), user(vec![writes, CLAIMS]), user(vec![reads, joins, CLAIMS]));
+    let batch = |topics: &[&str], atomic: bool| {
+        let records: Vec<Value> = topics.iter().map(|topic| json!({ "topic": topic, "value": "v" })).collect();
+        Event::post(PRODUCE_BATCH).json(&json!({ "records": records, "atomic": atomic }))
+    };
+    let producer = function_as("produce-batch", &alone, &alone).await;
+    let mixed = call(&producer, batch(&[&topic, &elsewhere], false)).await;
+    assert_eq!(mixed.status, 207, "{mixed:?}");
+    assert_eq!(
+        (&mixed.body["results"][0]["offset"], &mixed.body["results"][1]["code"]),
+        (&json!(0), &json!("topic_forbidden"))
     );
-    let event = Event::post(ACKNOWLEDGE).json(&json!({ "token": calls.lease, "type": "reject" }));
-    for (user, refusal) in [(without_letters, (403, "topic_forbidden")), (without_making, (503, "broker_unavailable"))]
-    {
-        let function = function_as("acknowledge", &user, &user).await;
-        let (status, code) = refused(&function, event.clone()).await;
-        assert_eq!((status, code.as_str()), refusal, "{user}");
+    assert_eq!(refused(&producer, batch(&[&topic], true)).await, forbidden("forbidden"));
+    let producer = function_as("produce-batch", &whole_user, &whole_user).await;
+    assert_eq!(refused(&producer, batch(&[&topic, &elsewhere], true)).await, forbidden("topic_forbidden"));
+    let whole = call(&producer, batch(&[&topic, &topic], true)).await.ok();
+    assert!(whole["results"][1]["offset"].as_i64() > whole["results"][0]["offset"].as_i64(), "{whole}");
+
+    let consumer = function_as("consume-batch", &reader, &reader).await;
+    let event = |topics: &[&str]| {
+        let topics: Vec<Value> = topics.iter().map(|topic| json!({ "topic": topic })).collect();
+        Event::post(CONSUME_BATCH).json(&json!({ "group_id": group, "topics": topics }))
+    };
+    let some = call(&consumer, event(&[&topic, &elsewhere])).await.ok();
+    assert_eq!(some["messages"].as_array().map(Vec::len), Some(3), "{some}");
+    assert_eq!(some["failed"][0]["code"], "topic_forbidden", "{some}");
+    assert_eq!(refused(&consumer, event(&[&elsewhere])).await, forbidden("topic_forbidden"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_monitor_takes_what_consuming_takes() {
+    let server = secured().await.broker().bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    fill(&server, &topic, 1, 3);
+    let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
+    let joins: &[&str] = &["--group", &group, "--operation", "Read"];
+    let (stranger, reader) = tokio::join!(user(vec![reads]), user(vec![reads, joins, CLAIMS]));
+    let watched = format!("{group}={topic}");
+    for (user, lag) in [(stranger, None), (reader, Some(3))] {
+        let credentials = format!("{user}:{user}");
+        let more = [("KAFKA_CREDENTIALS", credentials.as_str()), ("LAG_MONITOR_GROUPS", watched.as_str())];
+        let monitor = function_by("lag-monitor", "scram-sha-512", "SCRAM", &more).await;
+        let ran = monitor.try_invoke(scheduled(), Duration::from_secs(29)).await;
+        assert_eq!(ran.is_ok(), lag.is_some(), "{user}: {ran:?}");
+        let logs = monitor.logs();
+        let measured = logs.iter().find_map(|line| line["consumer_lag"].as_i64());
+        assert_eq!(measured, lag, "{user}: {logs:?}");
+        if lag.is_none() {
+            let chains: Vec<_> = logs.iter().filter_map(|line| line["error_chain"].as_str()).collect();
+            assert!(chains.iter().any(|chain| chain.starts_with("topic_forbidden")), "{chains:?}");
+        }
     }
-    let function = function_as("acknowledge", &whole, &whole).await;
-    // Nothing has moved before.
-    assert_eq!(call(&function, event).await.ok()["results"][0]["committed"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeping_what_does_not_fit_takes_the_dead_letter_topic() {
+    let server = secured().await.broker().bootstrap();
+    let topic = topic_on(&server, 1, &[]).await;
+    register(&format!("{topic}-value"), "AVRO", r#"{"type":"array","items":"long"}"#, &json!([])).await;
+    let kept_in = format!("{topic}.dlq");
+    let may_write: &[&str] = &["--topic", &topic, "--operation", "Write"];
+    let may_keep: &[&str] = &["--topic", &kept_in, "--operation", "Write"];
+    let may_make: &[&str] = &["--topic", &kept_in, "--operation", "Create"];
+    let (writer, keeper) = tokio::join!(user(vec![may_write]), user(vec![may_write, may_keep, may_make]));
+    let body = json!({ "topic": topic, "value": "no list", "value_format": "avro" });
+    let registry = Stack::shared().await.registry().await;
+    for (user, status, code) in [(writer, 403, "topic_forbidden"), (keeper, 422, "schema_validation_failed")] {
+        let credentials = format!("{user}:{user}");
+        let more = [
+            ("KAFKA_CREDENTIALS", credentials.as_str()),
+            ("SCHEMA_REGISTRY_URL", registry),
+            ("SCHEMA_ON_INVALID", "dlq"),
+        ];
+        let producer = function_by("produce", "scram-sha-512", "SCRAM", &more).await;
+        let answer = produce(&producer, &body).await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{user}: {answer:?}");
+        let place = &answer.body["dead_letter"]["offset"];
+        assert_eq!(place, &if status == 422 { json!(0) } else { Value::Null }, "{answer:?}");
+    }
 }

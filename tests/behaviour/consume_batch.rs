@@ -16,7 +16,7 @@ use crate::kit::{Raw, problem, refused, topics, write};
 use crate::registry::register;
 use crate::world::{Answer, CONSUME, admin, call, consume, function, function_with, produce, topic, topic_on, unique};
 
-const BATCH: &str = "/kafka/consumer/consume/batch";
+pub(crate) const BATCH: &str = "/kafka/consumer/consume/batch";
 const ACKNOWLEDGE: &str = "/kafka/consumer/acknowledge";
 
 /// A call for these topics, with more members.

@@ -214,6 +214,40 @@ async fn a_schema_is_chosen_by_version_or_id_and_only_of_the_topics_own_subjects
 }
 
 #[tokio::test]
+async fn schemas_that_refer_to_others_are_resolved_in_every_format() {
+    let (producer, consumer) = (with_registry("produce", &[]).await, with_registry("consume", &[]).await);
+    let line_avro = r#"{"type":"record","name":"shop.Line","fields":[{"name":"sku","type":"string"}]}"#;
+    let order_avro = r#"{"type":"record","name":"shop.Order","fields":[{"name":"lines","type":{"type":"array","items":"shop.Line"}}]}"#;
+    let line_json = r#"{"$schema":"http://json-schema.org/draft-07/schema#","type":"object",
+        "properties":{"sku":{"type":"string"}},"required":["sku"],"additionalProperties":false}"#;
+    let order_json = r#"{"$schema":"http://json-schema.org/draft-07/schema#","type":"object",
+        "properties":{"lines":{"type":"array","items":{"$ref":"line.json"}}},"required":["lines"]}"#;
+    let line_proto = r#"syntax = "proto3"; package shop; message Line { string sku = 1; }"#;
+    let order_proto =
+        r#"syntax = "proto3"; package shop; import "line.proto"; message Order { repeated Line lines = 1; }"#;
+    for (format, kind, name, line, order) in [
+        ("avro", "AVRO", "shop.Line", line_avro, order_avro),
+        ("jsonschema", "JSON", "line.json", line_json, order_json),
+        ("protobuf", "PROTOBUF", "line.proto", line_proto, order_proto),
+    ] {
+        let topic = topic(1).await;
+        let (lines, orders) = (unique("line"), format!("{topic}-value"));
+        register(&lines, kind, line, &json!([])).await;
+        let reference = json!([{ "name": name, "subject": lines, "version": 1 }]);
+        let registered = register(&orders, kind, order, &reference).await;
+        let value = json!({ "lines": [{ "sku": "a" }, { "sku": "b" }] });
+        let body = |value: &Value| json!({ "topic": topic, "value": value, "value_format": format });
+        produce(&producer, &body(&value)).await.ok();
+        assert_eq!(id(&bytes(&written(&topic, 1).await[0], "value")), registered, "{format}");
+        // By another function, which knows of the schemas only what the record's id leads to.
+        let read = consume(&consumer, &topic, &unique("group"), &format!("&value_format={format}")).await;
+        assert_eq!(read.messages()[0]["value"], value, "{format}");
+        let wrong = json!({ "lines": [{ "sku": "a" }, { "sku": ["s3cret"] }] });
+        assert_eq!(pointers(&produce(&producer, &body(&wrong)).await, "s3cret"), ["/lines/1/sku"], "{format}");
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_fit_is_422_and_names_the_place_but_not_the_value() {
     let producer = with_registry("produce", &[]).await;
     let topic = topic(1).await;

@@ -95,7 +95,7 @@ impl Wire {
         (function_with(name, &settings).await, id)
     }
 
-    /// Calls a function and lets the fault happen. `others` go on when it has: what they bring, and the function's
+    /// Calls a new function and lets the fault happen. `others` go on when it has: what they bring, and the function's
     /// answer, if it lived to give one.
     pub(crate) async fn strike<T>(
         &self,
@@ -103,8 +103,19 @@ impl Wire {
         (name, event): (&str, Event),
         others: impl AsyncFnOnce() -> T,
     ) -> (Option<Answer>, T) {
-        let (victim, id) = self.victim(name).await;
-        let caught = self.proxy.catch(&id, (case.api, case.at), "", case.passing);
+        let victim = self.victim(name).await;
+        self.strike_again(&victim, case, event, others).await
+    }
+
+    /// The same with a function that is there.
+    pub(crate) async fn strike_again<T>(
+        &self,
+        (victim, id): &(Function, String),
+        case: Case,
+        event: Event,
+        others: impl AsyncFnOnce() -> T,
+    ) -> (Option<Answer>, T) {
+        let caught = self.proxy.catch(id, (case.api, case.at), "", case.passing);
         let token = Stack::shared().await.token("gateway-full").await;
         let call = victim.try_invoke(event.bearer(&token).build(), Duration::from_secs(29));
         tokio::pin!(call);
