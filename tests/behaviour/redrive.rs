@@ -331,7 +331,7 @@ async fn what_is_no_dead_letter_topic_or_not_the_caller_s_stays_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_kafka_s_own_access_control_it_takes_the_readme_s_rows() {
-    if !applies_since(3, 3, SECURED) {
+    if !applies_since(4, 0, SECURED) {
         return;
     }
     let server = secured().await.broker().bootstrap();

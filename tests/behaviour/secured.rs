@@ -8,8 +8,8 @@ use crate::world::function_with;
 /// The password of the user `gateway`. A colon belongs to it.
 pub(crate) const PASSWORD: &str = "pa:ss-word";
 
-/// What is missing where it cannot be started.
-pub(crate) const SECURED: &str = "the secured broker's controller is a broker";
+/// What is missing where it cannot be set up.
+pub(crate) const SECURED: &str = "the secured broker is set up with Kafka 4's tools";
 
 /// Starts it with the first test that asks. `gateway` has a password and a certificate, and may do everything.
 pub(crate) async fn secured() -> &'static Secured {

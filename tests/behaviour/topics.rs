@@ -259,7 +259,7 @@ async fn a_topic_that_others_use_may_go_and_come_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kafkas_own_access_control_is_a_clear_403() {
-    if !applies_since(3, 3, SECURED) {
+    if !applies_since(4, 0, SECURED) {
         return;
     }
     let server = secured().await.broker().bootstrap();

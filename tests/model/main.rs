@@ -146,6 +146,13 @@ fn brokers_lose_a_commit() {
     holds("auto, a commit and an answer lost", Bounds { auto: 2, losses: 1, ..auto.clone() }, &["settled: not done"]);
     let manual = Bounds { batches: &[2], manual: 1, auto: 1, acknowledge: 1, forgets: 1, ..Bounds::QUIET };
     holds("manual, a commit lost", manual.clone(), &["committed once more", "accepted", "renewed"]);
+    let twice = Bounds { auto: 1, manual: 1, losses: 1, forgets: 2, ..auto.clone() };
+    holds("two commits lost", twice, &["committed once more", "forgotten, and fenced", "settled: not done"]);
+    let crowd = Bounds { auto: 2, crowds: 1, ..auto.clone() };
+    let happens = ["committed once more", "forgotten, and moved by others", "confirmed: cannot be told"];
+    holds("a commit lost, nonces forgotten", crowd, &happens);
+    let reset = Bounds { auto: 2, resets: 1, ..auto.clone() };
+    holds("a commit lost, and a reset", reset, &["committed once more", "forgotten, and reset"]);
     let seek = Bounds { auto: 1, seek: 1, forgets: 1, ..AUTO };
     holds("seek, a commit lost", seek, &["committed once more", "sought"]);
     // Beside others, who may fence it before the second commit, the record might be buried again.

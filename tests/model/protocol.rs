@@ -800,6 +800,16 @@ impl Protocol {
     fn confirm(&self, state: &mut State, who: u8) {
         match self.settle(state, who) {
             Outcome::Done => state.functions[usize::from(who)].phase = Phase::Done,
+            Outcome::NotDone if state.committed != state.functions[usize::from(who)].base => {
+                state.functions[usize::from(who)].claimed = false;
+                if self.values.borrow().position(state.committed).mark.is_some() {
+                    self.note("forgotten, and moved by others");
+                    self.retry(state, who);
+                } else {
+                    self.note("forgotten, and reset");
+                    self.fail(state, who, Action::Confirm(who));
+                }
+            }
             Outcome::NotDone if self.is_claimant(state, who) => {
                 self.note("committed once more");
                 self.materialise(state);
@@ -915,7 +925,9 @@ impl Protocol {
         let happened = self.happened();
         let mut ended = false;
         for _ in 0..60 {
-            ended = state.transaction.is_none() && self.offset(state.committed) == self.bounds.records;
+            // What is lost blocks nobody.
+            let blocked = state.transaction.is_some_and(|transaction| !transaction.forgotten);
+            ended = !blocked && self.offset(state.committed) == self.bounds.records;
             if ended {
                 break;
             }

@@ -71,6 +71,8 @@ pub struct Facts {
     /// Whether a group's coordinator may lose a commit that it has acknowledged. That of Kafka up to 3.9 keeps what is
     /// pending in a transaction by producer id, without the epoch: a late commit of a producer that was fenced is refused,
     /// and takes with it what its successor has pending, which is then in the log but not in the coordinator's memory.
+    /// Brokers are taken to be such until one shows that it is newer; while a cluster is upgraded to 4.0, that may be
+    /// another one than the coordinator.
     pub loses_commits: bool,
     /// `offsets.retention.minutes`.
     pub retention: Duration,
@@ -89,8 +91,10 @@ impl Facts {
         let rebalance_protocols = setting("group.coordinator.rebalance.protocols");
         Self {
             guard: Guard::of(inter_broker_protocol, rebalance_protocols),
-            // 4.0 has removed the one, and the coordinator of before; 3.7 has brought the other.
-            loses_commits: inter_broker_protocol.is_some() || rebalance_protocols.is_none(),
+            // KIP-848's coordinator does not. Before 4.0 it is the one at work where a broker is told to offer its protocol,
+            // which KRaft alone can be; `inter.broker.protocol.version` is gone with 4.0.
+            loses_commits: inter_broker_protocol.is_some()
+                || rebalance_protocols.is_none_or(|protocols| !protocols.contains("consumer")),
             retention: Duration::from_secs(60 * u64::from(minutes.unwrap_or(7 * 24 * 60))),
         }
     }
@@ -198,10 +202,25 @@ mod tests {
 
     #[test]
     fn brokers_before_4_lose_commits() {
-        let loses = |shown: &[&str]| Facts::of(|name| shown.contains(&name).then_some("3.9-IV0")).loses_commits;
-        let (old, since_3_7) = ("inter.broker.protocol.version", "group.coordinator.rebalance.protocols");
-        assert!(loses(&[old]) && loses(&[old, since_3_7]));
-        assert!(!loses(&[since_3_7]));
+        let loses = |shown: Option<&str>, protocols: Option<&str>| {
+            let setting = |name: &str| match name {
+                "inter.broker.protocol.version" => shown.map(ToOwned::to_owned),
+                "group.coordinator.rebalance.protocols" => protocols.map(ToOwned::to_owned),
+                _ => None,
+            };
+            let settings = ["inter.broker.protocol.version", "group.coordinator.rebalance.protocols"].map(setting);
+            Facts::of(|name| settings[usize::from(name != "inter.broker.protocol.version")].as_deref()).loses_commits
+        };
+        for (shown, protocols, expected) in [
+            (Some("2.8-IV1"), None, true),
+            (Some("3.9-IV0"), Some("classic"), true),
+            (None, None, true),
+            // Not Kafka's default on 4.x: nothing says that it is one.
+            (None, Some("classic"), true),
+            (None, Some("classic,consumer,streams"), false),
+        ] {
+            assert_eq!(loses(shown, protocols), expected, "{shown:?}, {protocols:?}");
+        }
     }
 
     #[test]

@@ -287,32 +287,65 @@ impl Claim {
         Ok((claim, done))
     }
 
-    /// Whether a commit of `mark` on top of `base`, which Kafka has acknowledged, is there to stay. Brokers that may lose it
-    /// (see [`Facts`](super::brokers::Facts)) show that they have not, or it is committed once more: letters are in their
-    /// topic by now, and only the position went back. Not where somebody else has claimed the position since.
-    pub fn confirm(&self, mark: &Mark, base: &Position, until: Instant) -> Result<bool, Error> {
+    /// Whether a commit of `mark` on top of `base`, which Kafka has acknowledged, is there to stay; and the claim, while it
+    /// stands. Brokers that may lose it (see [`Facts`](super::brokers::Facts)) show that they have not, or it is committed
+    /// once more: letters are in their topic by now, and only the position stayed behind. Not where somebody else has moved
+    /// it since.
+    pub fn confirm(
+        mut self,
+        settings: &Settings,
+        mark: &Mark,
+        base: &Position,
+        until: Instant,
+    ) -> Result<(Option<Self>, bool), Error> {
         if !self.group.facts.loses_commits {
-            return Ok(true);
+            return Ok((Some(self), true));
         }
         let nonce = mark.latest().ok_or_else(|| Error::internal("a mark without a nonce"))?;
-        while !shown(&self.position(until)?, nonce, base)? {
+        loop {
+            let position = self.acknowledged(until)?;
+            if shown(&position, nonce, base)? {
+                return Ok((Some(self), true));
+            }
+            if position != *base {
+                // Others commit under claims of their own, and leave marks. A tool leaves none: it may have come later.
+                return if position.mark.is_some() { Ok((None, false)) } else { Err(untold()) };
+            }
             let (group, topic, partition) = (&self.group.id, &self.topic, self.partition);
             tracing::warn!(%group, %topic, partition, "Kafka lost a commit that it had acknowledged; once more");
             // It stays open how this ends, whatever becomes of the second.
             match self.commit(mark, None, until, &AtomicBool::new(true))? {
                 Committed::Yes => {}
-                Committed::Fenced => return Ok(false),
-                Committed::Undecided(error) => return Err(unreachable(error)),
+                Committed::Fenced => return Ok((None, false)),
+                Committed::Undecided(error) => match self.settle(settings, &error, nonce, base, until)? {
+                    (Some(claim), false) => self = claim,
+                    settled => return Ok(settled),
+                },
             }
         }
-        Ok(true)
+    }
+
+    /// The position after a commit that was acknowledged. It is read until the step's own end: without it the records
+    /// would be skipped.
+    fn acknowledged(&self, until: Instant) -> Result<Position, Error> {
+        loop {
+            match self.position(until) {
+                Err(error) if error.code() == Code::BrokerUnavailable && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                read => return read,
+            }
+        }
     }
 }
 
 /// Whether a position shows that a commit was done.
 fn shown(position: &Position, nonce: u64, base: &Position) -> Result<bool, Error> {
-    let untold = || Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell");
     position.shows(nonce, base).ok_or_else(untold)
+}
+
+fn untold() -> Error {
+    Error::new(Code::DeadlineExceeded, "The position has moved on too far to tell")
 }
 
 /// Why a letter was not written, to the caller. Its topic was there just now; if it is gone, the next try says so, or makes
