@@ -4,6 +4,7 @@ mod document;
 mod examples;
 mod fuzz;
 mod page;
+mod readme;
 mod served;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! What the document speaks of, and the functions at their routes.
+//! What the document and the README speak of, and the functions at their routes.
 
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::world::admin;
 /// A broker with the topics of the examples, where names are theirs alone. What is tried out on it meets no other test.
 pub(super) async fn broker_for_examples() -> Broker {
     let broker = Stack::shared().await.extra_broker(&[]).await;
-    let topics = ["orders", "orders.dlq", "orders-avro", "archive"];
+    let topics = ["orders", "orders.dlq", "orders-avro", "archive", "demo", "audit"];
     let topics = topics.map(|name| NewTopic::new(name, 3, TopicReplication::Fixed(1)));
     let created = admin(&broker.bootstrap()).create_topics(&topics, &AdminOptions::new()).await.expect("an answer");
     for topic in created {
@@ -40,7 +40,11 @@ pub(super) async fn served() -> &'static Served {
     let start = async || {
         let (stack, broker) = (Stack::shared().await, broker_for_examples().await);
         let (bootstrap, registry) = (broker.bootstrap(), stack.registry().await);
-        let more = [("KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()), ("SCHEMA_REGISTRY_URL", registry)];
+        let more = [
+            ("KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
+            ("SCHEMA_REGISTRY_URL", registry),
+            ("LAG_MONITOR_GROUPS", "demo-group=demo"),
+        ];
         let gateway = stack.gateway(&more).await;
         for (path, method) in watched().into_keys().filter(|(path, _)| !path.contains('{')) {
             gateway.answers(&method, &path).await.unwrap_or_else(|e| panic!("{e}"));

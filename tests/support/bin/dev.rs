@@ -54,8 +54,10 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
     progress("starting the functions");
     tokio::try_join!(
         create_topic(stack, "demo"),
-        // The one that the page's examples speak of.
+        create_topic(stack, "audit"),
+        // Those that the page's examples speak of.
         create_topic(stack, "orders"),
+        create_topic(stack, "orders.dlq"),
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("POST", "/kafka/producer/produce/batch"),
         gateway.answers("GET", "/kafka/consumer/consume"),
@@ -82,11 +84,12 @@ async fn instructions(stack: &Stack, gateway: &Gateway, page: &Page) -> Result<S
     Ok(format!(
         r#"
 Kafka {kafka} · issuer {issuer} · Pushgateway {pushgateway}
-schema registry {registry}
 logs: {logs}
 
 In a browser: {page}
 
+URL={url}
+REGISTRY={registry}
 TOKEN={token}
 
 curl -sS {url}/kafka/producer/produce -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"topic": "demo", "key": "k1", "value": {{"hello": "world"}}}}'
