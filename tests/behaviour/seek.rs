@@ -91,8 +91,15 @@ async fn a_seek_by_time_finds_the_first_record_of_that_time_or_later() {
         assert_eq!(json!(committed), json!(expected), "{to}");
     }
     seek(&seeker, &json!({ "group_id": group, "topic": topic, "to": 1001 })).await.ok();
-    let answer = consume(&consumer, &topic, &group, "").await;
-    assert_eq!(offsets(answer.messages()), [1, 2, 0]);
+    // One answer need not have them all.
+    let mut got = Vec::new();
+    while got.len() < 3 {
+        let answer = consume(&consumer, &topic, &group, "").await;
+        assert!(!answer.messages().is_empty(), "{got:?}");
+        got.extend(answer.messages().iter().map(|message| (message["partition"].clone(), message["offset"].clone())));
+    }
+    got.sort_by_key(|(partition, offset)| (partition.as_i64(), offset.as_i64()));
+    assert_eq!(json!(got), json!([[0, 1], [0, 2], [1, 0]]));
 }
 
 #[tokio::test]
