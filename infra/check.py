@@ -138,16 +138,22 @@ def metrics():
     message = re.search(r'message = "(.*)"', resources["DeadLetterFilter"]["Properties"]["FilterPattern"])[1]
     died = read("shared/src/telemetry.rs").split("pub fn died(")[1].split("\n}")[0]
     check(f'records, "{message}"' in died, f"no dead letter's line says: {message}")
-    query = resources["ConsumerLag"]["Properties"]["Metrics"][0]["Expression"]
+    query, values = resources["ConsumerLag"]["Properties"]["Metrics"][0]["Expression"]["Fn::Sub"]
     monitor = read("shared/src/lag_monitor.rs")
     namespace = re.search(r'NAMESPACE: &str = "(.*)"', monitor)[1]
-    check(query == f'SELECT MAX(consumer_lag) FROM SCHEMA("{namespace}", "group", topic)', query)
-    check('"Dimensions": [["group", "topic"]]' in monitor and '"Name": "consumer_lag"' in monitor, "lag-monitor's metrics")
+    wanted = f"""SELECT MAX(consumer_lag) FROM SCHEMA("{namespace}", job, "group", topic) WHERE job = '${{Job}}'"""
+    check(query == wanted, query)
+    check('"Dimensions": [["job", "group", "topic"]]' in monitor, "lag-monitor's dimensions")
+    check('"Name": "consumer_lag"' in monitor and '"job": job' in monitor, "lag-monitor's metrics")
+    given = template["Globals"]["Function"]["Environment"]["Variables"]["METRICS_JOB"]
+    board, shown = resources["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    check(values == shown == {"Job": given}, "the alarm and the dashboard look at another job than METRICS_JOB")
+    check(f"{{{namespace},job,group,topic}}" in board and 'job=\\"${Job}\\"' in board, "the dashboard's lag")
 
 
 def dashboard():
     """The dashboard is JSON, its widgets do not overlap, and it names every function that answers calls."""
-    body = resources["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    body = resources["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"][0]
     widgets = json.loads(body)["widgets"]
     corners = {(widget["x"], widget["y"]) for widget in widgets}
     check(len(corners) == len(widgets) and all(w["width"] == 8 and w["height"] == 6 for w in widgets), "widgets overlap")
