@@ -32,6 +32,7 @@ pub struct Acknowledge {
 impl Endpoint for Acknowledge {
     const FUNCTION: &'static str = "acknowledge";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/consumer/acknowledge")];
+    const SCHEMAS: bool = false;
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

@@ -33,6 +33,7 @@ pub struct Consume(Arc<Parts>);
 impl Endpoint for Consume {
     const FUNCTION: &'static str = "consume";
     const ROUTES: &'static [Route] = &[("GET", "/kafka/consumer/consume")];
+    const SCHEMAS: bool = true;
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

@@ -26,6 +26,7 @@ pub struct ConsumeBatch(Arc<Parts>);
 impl Endpoint for ConsumeBatch {
     const FUNCTION: &'static str = "consume-batch";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/consumer/consume/batch")];
+    const SCHEMAS: bool = true;
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

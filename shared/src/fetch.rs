@@ -29,6 +29,7 @@ pub struct Fetch {
 impl Endpoint for Fetch {
     const FUNCTION: &'static str = "fetch";
     const ROUTES: &'static [Route] = &[("GET", "/kafka/consumer/fetch")];
+    const SCHEMAS: bool = true;
     type Permission = May<auth::Fetch>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

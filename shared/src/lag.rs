@@ -22,6 +22,7 @@ pub struct Lag {
 impl Endpoint for Lag {
     const FUNCTION: &'static str = "lag";
     const ROUTES: &'static [Route] = &[("GET", "/kafka/consumer/lag")];
+    const SCHEMAS: bool = false;
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

@@ -4,7 +4,8 @@
 //! So no permission is asked for here, and nothing in the event is read. Of each group it also renews the positions that
 //! would expire (see [`Keeper`]).
 //!
-//! Nothing is kept from one run to the next: a client that was made minutes ago is mostly a dead connection.
+//! Nothing is kept from one run to the next: a client that was made minutes ago is mostly a dead connection. Nor is a
+//! group's client kept beyond its own turn: there may be hundreds of groups to watch.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -67,9 +68,11 @@ impl std::fmt::Debug for LagMonitor {
 
 /// One topic of a group, measured.
 struct Measured {
-    group: Arc<Group>,
+    group: GroupId,
     topic: TopicName,
     lags: Vec<Lag>,
+    /// Whether some of its positions are to be renewed.
+    due: bool,
 }
 
 impl Measured {
@@ -129,7 +132,8 @@ impl LagMonitor {
             }
         }
         self.warn(&measured);
-        let unpublished = usize::from(!emit(&measured)) + usize::from(!self.push(&measured, deadline).await);
+        let emitted = emit(&self.config.metrics.job, &measured);
+        let unpublished = usize::from(!emitted) + usize::from(!self.push(&measured, deadline).await);
         let topics = measured.len();
         self.renew(measured, deadline).await;
         let duration_ms = telemetry::milliseconds(begun.elapsed());
@@ -150,35 +154,41 @@ impl LagMonitor {
         let mut results = Vec::new();
         let mut opened: Option<Arc<Group>> = None;
         for topic in topics {
-            let (this, of, name, group) = (Arc::clone(self), id.clone(), topic.clone(), opened.clone());
+            let (this, name, group) = (Arc::clone(self), topic.clone(), opened.clone());
             let deadline = deadline.within(TOPIC);
             let measured = async {
-                let facts = self.brokers.facts(deadline.left()).await?;
+                let group = match group {
+                    Some(group) => group,
+                    None => self.open(id, deadline).await?,
+                };
                 let measured = blocking(deadline, move |until| {
-                    let group = match group {
-                        Some(group) => group,
-                        None => Arc::new(Group::open(&this.settings, &of, facts)?),
-                    };
                     let count = group.partitions(&name, until.saturating_duration_since(Instant::now()))?;
                     let lags = measure(&group, &[(name.clone(), count)], true, until)?;
-                    Ok(Measured { group, topic: name, lags })
+                    let due = this.keeper.is_due(&group, &lags);
+                    Ok((Measured { group: group.id.clone(), topic: name, lags, due }, group))
                 });
                 measured.await
             };
-            let measured = measured.await;
-            if let Ok(measured) = &measured {
-                opened = Some(Arc::clone(&measured.group));
-            }
+            let measured = measured.await.map(|(measured, group)| {
+                opened = Some(group);
+                measured
+            });
             results.push(measured.map_err(|error| error.with("group_id", id.as_str()).with("topic", topic.as_str())));
         }
         results
+    }
+
+    async fn open(self: &Arc<Self>, id: &GroupId, deadline: Deadline) -> Result<Arc<Group>, Error> {
+        let facts = self.brokers.facts(deadline.left()).await?;
+        let (this, id) = (Arc::clone(self), id.clone());
+        blocking(deadline, move |_| Group::open(&this.settings, &id, facts).map(Arc::new)).await
     }
 
     /// One line for each topic of a group that is behind by more than the threshold.
     fn warn(&self, measured: &[Measured]) {
         let Some(threshold) = self.config.threshold else { return };
         for one in measured.iter().filter(|one| one.total() > threshold) {
-            let (group, topic, lag) = (one.group.id.as_str(), one.topic.as_str(), one.total());
+            let (group, topic, lag) = (one.group.as_str(), one.topic.as_str(), one.total());
             tracing::warn!(function = FUNCTION, group, topic, lag, threshold, "the group is too far behind");
         }
     }
@@ -187,9 +197,8 @@ impl LagMonitor {
     /// out.
     async fn push(&self, measured: &[Measured], deadline: Deadline) -> bool {
         let Some(pushgateway) = &self.pushgateway else { return true };
-        let lags = measured
-            .iter()
-            .flat_map(|one| one.lags.iter().map(|lag| (&one.group.id, &lag.topic, lag.partition, lag.lag)));
+        let lags =
+            measured.iter().flat_map(|one| one.lags.iter().map(|lag| (&one.group, &lag.topic, lag.partition, lag.lag)));
         let late = || Err(BoxError::from("it took too long"));
         let until = deadline.instant();
         let put = pushgateway.put(FUNCTION, metrics::consumer_lags(lags));
@@ -207,10 +216,13 @@ impl LagMonitor {
     /// Renews what would expire, with the time that is left. What fails is tried again in the next run, long before the
     /// positions expire.
     async fn renew(self: &Arc<Self>, measured: Vec<Measured>, deadline: Deadline) {
-        for one in measured {
+        for Measured { group, topic, lags, .. } in measured.into_iter().filter(|one| one.due) {
             let this = Arc::clone(self);
-            let (group, topic) = (one.group.id.clone(), one.topic.clone());
-            match blocking(deadline, move |until| this.keeper.renew(&one.group, &one.lags, until)).await {
+            let renewed = async {
+                let opened = self.open(&group, deadline).await?;
+                blocking(deadline, move |until| this.keeper.renew(&opened, &lags, until)).await
+            };
+            match renewed.await {
                 Ok(0) => {}
                 Ok(positions) => tracing::info!(function = FUNCTION, %group, %topic, positions, "positions renewed"),
                 Err(error) => {
@@ -224,10 +236,10 @@ impl LagMonitor {
 
 /// Writes `CloudWatch`'s embedded metric format to standard output, a line for each topic of a group, which become metrics
 /// without a call to an API. Whether that could be written.
-fn emit(measured: &[Measured]) -> bool {
+fn emit(job: &str, measured: &[Measured]) -> bool {
     let now = now_ms();
     let mut out = std::io::stdout().lock();
-    let line = |one: &Measured| embedded(&one.group.id, &one.topic, one.total(), one.most(), now);
+    let line = |one: &Measured| embedded(job, one, now);
     let written = measured.iter().try_for_each(|one| writeln!(out, "{}", line(one))).and_then(|()| out.flush());
     if let Err(error) = &written {
         tracing::error!(function = FUNCTION, %error, "the lags were not written for CloudWatch");
@@ -235,22 +247,24 @@ fn emit(measured: &[Measured]) -> bool {
     written.is_ok()
 }
 
-fn embedded(group: &GroupId, topic: &TopicName, total: i64, most: i64, now_ms: u64) -> Value {
+/// `job` tells deployments apart that share an account, as it does on the Pushgateway.
+fn embedded(job: &str, one: &Measured, now_ms: u64) -> Value {
     json!({
         "_aws": {
             "Timestamp": now_ms,
             "CloudWatchMetrics": [{
                 "Namespace": NAMESPACE,
-                "Dimensions": [["group", "topic"]],
+                "Dimensions": [["job", "group", "topic"]],
                 "Metrics": [
                     { "Name": "consumer_lag", "Unit": "Count" },
                     { "Name": "consumer_lag_max", "Unit": "Count" },
                 ],
             }],
         },
-        "group": group.as_str(),
-        "topic": topic.as_str(),
-        "consumer_lag": total,
-        "consumer_lag_max": most,
+        "job": job,
+        "group": one.group.as_str(),
+        "topic": one.topic.as_str(),
+        "consumer_lag": one.total(),
+        "consumer_lag_max": one.most(),
     })
 }

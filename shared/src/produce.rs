@@ -19,6 +19,7 @@ pub struct Produce(Writer);
 impl Endpoint for Produce {
     const FUNCTION: &'static str = "produce";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/producer/produce")];
+    const SCHEMAS: bool = true;
     type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

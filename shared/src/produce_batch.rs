@@ -37,6 +37,7 @@ pub struct ProduceBatch {
 impl Endpoint for ProduceBatch {
     const FUNCTION: &'static str = "produce-batch";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/producer/produce/batch")];
+    const SCHEMAS: bool = true;
     type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

@@ -41,6 +41,7 @@ pub struct Redrive {
 impl Endpoint for Redrive {
     const FUNCTION: &'static str = "redrive";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/dlq/redrive")];
+    const SCHEMAS: bool = false;
     type Permission = May<Admin>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

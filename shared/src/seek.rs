@@ -27,6 +27,7 @@ pub struct Seek {
 impl Endpoint for Seek {
     const FUNCTION: &'static str = "seek";
     const ROUTES: &'static [Route] = &[("POST", "/kafka/consumer/seek")];
+    const SCHEMAS: bool = false;
     type Permission = May<Read>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

@@ -92,7 +92,7 @@ pub struct Finished<'a> {
     pub duration: Duration,
     /// Whether the request waited for its sandbox to start.
     pub cold_start: bool,
-    /// The caller's or X-Ray's trace.
+    /// The caller's trace, by its `traceparent`.
     pub trace_id: Option<&'a str>,
 }
 

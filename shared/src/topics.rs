@@ -48,6 +48,7 @@ impl Endpoint for Topics {
         ("GET", "/kafka/topics/{topic}"),
         ("DELETE", "/kafka/topics/{topic}"),
     ];
+    const SCHEMAS: bool = false;
     type Permission = Permit;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {

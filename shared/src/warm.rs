@@ -50,7 +50,10 @@ impl<E> std::fmt::Debug for Warm<E> {
 impl<E: Endpoint> Warm<E> {
     /// Makes the endpoint. A login that cannot be had now is asked for again by each call; secrets that hold something
     /// else than they should stop the function.
-    pub async fn start(config: Config) -> Result<Self, BoxError> {
+    pub async fn start(mut config: Config) -> Result<Self, BoxError> {
+        if !E::SCHEMAS {
+            config.schemas.registry = None;
+        }
         if let Err(error) = log_in(&config.kafka.security, Deadline::of_invocation(0, FUNCTION_TIMEOUT)).await {
             tracing::warn!(error_chain = error.chain().join(": "), "no login at Kafka yet; calls will try again");
         }

@@ -43,13 +43,13 @@ async fn the_lag_of_watched_groups_is_published_and_warned_of() {
     // What CloudWatch makes metrics of.
     let [metrics] = &embedded(&monitor, &one)[..] else { panic!("{:?}", monitor.logs()) };
     assert_eq!(
-        (&metrics["group"], &metrics["consumer_lag"], &metrics["consumer_lag_max"]),
-        (&json!(ours), &json!(13), &json!(10))
+        (&metrics["job"], &metrics["group"], &metrics["consumer_lag"], &metrics["consumer_lag_max"]),
+        (&json!(job), &json!(ours), &json!(13), &json!(10))
     );
     let directive = &metrics["_aws"]["CloudWatchMetrics"][0];
     assert_eq!(
         (&directive["Namespace"], &directive["Dimensions"]),
-        (&json!("KafkaGateway"), &json!([["group", "topic"]]))
+        (&json!("KafkaGateway"), &json!([["job", "group", "topic"]]))
     );
     assert!(metrics["_aws"]["Timestamp"].is_u64(), "{metrics}");
     assert_eq!(embedded(&monitor, &two).len(), 2);

@@ -6,13 +6,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{Function, Process, Stack, free_port};
+use tests::{Event, Function, Process, Stack, free_port};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
 
+use crate::acl::{CLAIMS, user};
+use crate::consume::fill;
+use crate::kit::scheduled;
+use crate::redrive::{REDRIVE, dead_letter_topic};
 use crate::registry::{Front, register};
 use crate::secured::{function_by, secured};
-use crate::world::{Answer, function_with, produce, topic, topic_on, unique};
+use crate::wire::ACKNOWLEDGE;
+use crate::world::{Answer, call, consume, function_with, produce, topic, topic_on, unique};
 
 const MOTO: (&str, &[&str]) = ("moto", &["moto[server]==5.2.5"]);
 
@@ -148,6 +153,123 @@ async fn a_certificate_may_be_a_secret_and_its_key_encrypted() {
     assert_eq!(produce(&producer, &json!({ "topic": topic, "value": "v" })).await.ok()["offset"], 0);
     let log = producer.log_text();
     assert!(!log.contains("k3y-password") && !log.contains("PRIVATE KEY"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_outlives_the_rotation_of_the_password() {
+    let (aws, secured) = (Aws::shared().await, secured().await);
+    let server = secured.broker().bootstrap();
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    fill(&server, &topic, 1, 6);
+    let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
+    let joins: &[&str] = &["--group", &group, "--operation", "Read"];
+    let name = user(vec![reads, joins, CLAIMS]).await;
+    let text = |password: &str| json!({ "username": name, "password": password });
+    let (arn, url) = (aws.create(&text(&name)).await, aws.url());
+    let start = |function| function_of(function, ("scram-sha-512", "SCRAM"), &arn, &url);
+    let (consumer, settler) = tokio::join!(start("consume"), start("acknowledge"));
+    let lease = async || consume(&consumer, &topic, &group, "&ack=manual&limit=2&lease_ms=600000").await;
+    let accept = async |leased: &Value| {
+        let body = json!({ "token": leased["lease"]["token"], "type": "accept" });
+        call(&settler, Event::post(ACKNOWLEDGE).json(&body)).await
+    };
+    // Both have clients for the partition from here on, with the old password.
+    let first = lease().await.ok();
+    assert_eq!(accept(&first).await.ok()["results"][0]["committed"], 2);
+    let second = lease().await.ok();
+    let rotated = text("second-s3cret");
+    tokio::join!(aws.put(&arn, &rotated), secured.user("SCRAM-SHA-512", &name, "second-s3cret"));
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut committed = Value::Null;
+    let failed = until_it_works(async || {
+        let answer = accept(&second).await;
+        committed = answer.body["results"][0]["committed"].clone();
+        answer
+    });
+    let failed = failed.await;
+    assert!(failed <= 3 && committed == 4, "{failed} calls failed, {committed}");
+    let mut third = Value::Null;
+    let failed = until_it_works(async || {
+        let answer = lease().await;
+        third = answer.body.clone();
+        answer
+    });
+    let failed = failed.await;
+    let offsets: Vec<&Value> = third["messages"].as_array().into_iter().flatten().map(|it| &it["offset"]).collect();
+    assert!(failed <= 3 && offsets == [4, 5], "{failed} calls failed, {third}");
+    for function in [&consumer, &settler] {
+        let log = function.log_text();
+        assert!(log.contains("the credentials are new") && !log.contains("second-s3cret"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_over_is_replaced_by_the_secret_s_next_version() {
+    let (aws, secured, name) = (Aws::shared().await, secured().await, unique("renewed"));
+    let topic = topic_on(&secured.broker().bootstrap(), 1, &[]).await;
+    let principal = format!("User:CN={name}");
+    secured.allow(&principal, &["--topic", &topic, "--operation", "Write"]).await;
+    let version = async |days: &str| {
+        secured.sign(&name, days, None).await;
+        let file = |kind: &str| secured.certificates().read(&format!("{name}.{kind}"));
+        json!({ "certificate": file("pem"), "privateKey": file("key") })
+    };
+    let arn = aws.create(&version("-1").await).await;
+    let producer = function_of("produce", ("mtls", "MTLS"), &arn, &aws.url()).await;
+    let body = json!({ "topic": topic, "value": "v" });
+    assert!([503, 504].contains(&produce(&producer, &body).await.status));
+    aws.put(&arn, &version("30").await).await;
+    until_it_works(async || produce(&producer, &body).await).await;
+    let log = producer.log_text();
+    assert!(log.contains("the credentials are new") && !log.contains("PRIVATE KEY"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_s_secret_that_cannot_be_read_concerns_only_those_who_use_schemas() {
+    let (aws, server) = (Aws::shared().await, secured().await.broker().bootstrap());
+    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    let letters = dead_letter_topic(&server, &topic, 1).await;
+    fill(&server, &topic, 1, 5);
+    fill(&server, &letters, 1, 1);
+    let arn = aws.create(&json!({ "username": "gateway", "password": crate::secured::PASSWORD })).await;
+    let (url, watched) = (aws.url(), format!("{group}={topic}"));
+    // There is no such secret. To a policy that does not name it, it is the same.
+    let registry = [
+        ("SCHEMA_REGISTRY_URL", "http://127.0.0.1:1"),
+        ("SCHEMA_REGISTRY_CREDENTIALS", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:nowhere-AbCdEf"),
+    ];
+    let kafka = [("KAFKA_CREDENTIALS", arn.as_str()), ("LAG_MONITOR_GROUPS", &watched)];
+    let start = async |name: &str, more: &[(&str, &str)]| {
+        function_by(name, "scram-sha-512", "SCRAM", &[&aws.env(&url)[..], &kafka, more].concat()).await
+    };
+    let consumer = start("consume", &[]).await;
+    let leased = consume(&consumer, &topic, &group, "&ack=manual&lease_ms=600000").await.ok();
+    let accept = json!({ "token": leased["lease"]["token"], "type": "accept" });
+    let seek = json!({ "group_id": group, "topic": topic, "to": "earliest" });
+    for (name, event) in [
+        ("acknowledge", Event::post(ACKNOWLEDGE).json(&accept)),
+        ("seek", Event::post("/kafka/consumer/seek").json(&seek)),
+        ("lag", Event::get("/kafka/consumer/lag").query(&format!("group_id={group}&topic={topic}"))),
+        ("topics", Event::get(&format!("/kafka/topics/{topic}"))),
+        ("redrive", Event::post(REDRIVE).json(&json!({ "dlq_topic": letters }))),
+    ] {
+        let answer = call(&start(name, &registry).await, event).await;
+        assert_eq!(answer.status, 200, "{name}: {answer:?}");
+    }
+    let monitor = start("lag-monitor", &registry).await;
+    assert_eq!(monitor.invoke(scheduled()).await, Value::Null, "{}", monitor.log_text());
+    for (name, event) in [
+        ("produce", Event::post("/kafka/producer/produce")),
+        ("produce-batch", Event::post("/kafka/producer/produce/batch")),
+        ("consume", Event::get("/kafka/consumer/consume")),
+        ("consume-batch", Event::post("/kafka/consumer/consume/batch")),
+        ("fetch", Event::get("/kafka/consumer/fetch")),
+    ] {
+        let function = start(name, &registry).await;
+        assert_eq!(call(&function, event).await.code(), "broker_unavailable", "{name}");
+        let log = function.log_text();
+        assert!(log.contains("ResourceNotFoundException"), "{name}: {log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,9 @@ pub trait Endpoint: Sized + Send + Sync + 'static {
     const FUNCTION: &'static str;
     /// What it answers to.
     const ROUTES: &'static [Route];
+    /// Whether it uses schemas. Only then does it know of the registry and read its secret, as the template's policies
+    /// have it.
+    const SCHEMAS: bool;
     /// What the caller must be allowed to do: a [`May`], or one of several by the method.
     type Permission: Permission;
 

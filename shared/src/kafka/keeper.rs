@@ -40,15 +40,19 @@ impl Keeper {
         }
     }
 
+    /// Whether some of a group's positions are to be renewed.
+    ///
+    /// A group without a mark of the gateway's is somebody else's, and left alone.
+    pub fn is_due(&self, group: &Group, lags: &[Lag]) -> bool {
+        lags.iter().any(|lag| lag.position.mark.is_some())
+            && lags.iter().any(|lag| self.retention.is_due(group, &lag.position))
+    }
+
     /// Commits the positions that are due (see [`Retention`]) again where they are, as far as there is time: the others
     /// are due the next time as well. How many it were. Blocks.
     ///
-    /// A group without a mark of the gateway's is somebody else's, and left alone; so is one with live members, whose
-    /// positions do not expire.
+    /// A group with live members is left alone: its positions do not expire.
     pub fn renew(&self, group: &Arc<Group>, lags: &[Lag], until: Instant) -> Result<usize, Error> {
-        if lags.iter().all(|lag| lag.position.mark.is_none()) {
-            return Ok(0);
-        }
         let due: Vec<&Lag> = lags.iter().filter(|lag| self.retention.is_due(group, &lag.position)).collect();
         let Some((first, rest)) = due.split_first() else { return Ok(0) };
         self.retention.refresh(group, &first.topic, until)?;
