@@ -178,7 +178,7 @@ impl Claim {
         {
             let _ = self.producer.abort_transaction(patience(until));
             let fenced = self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code));
-            return if fenced {
+            return if fenced || error.rdkafka_error_code().is_some_and(is_aborted) {
                 Ok(Committed::Fenced)
             } else {
                 Err(unwritten(&error).with("offset", offset).source(error))
@@ -188,7 +188,7 @@ impl Claim {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
             let _ = self.producer.abort_transaction(patience(until));
             return match error.rdkafka_error_code() {
-                Some(code) if is_fenced(code) => Ok(Committed::Fenced),
+                Some(code) if is_fenced(code) || is_aborted(code) => Ok(Committed::Fenced),
                 Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::FencedInstanceId) => {
                     Err(self.group.refusal(patience(until)).source(error))
                 }
@@ -374,6 +374,12 @@ fn is_fenced(code: RDKafkaErrorCode) -> bool {
             | RDKafkaErrorCode::InvalidProducerIdMapping
             | RDKafkaErrorCode::Fatal
     )
+}
+
+/// What Kafka 3.6 and newer say to who writes into a transaction that is not open any more (KIP-890): the next claim has
+/// ended it.
+fn is_aborted(code: RDKafkaErrorCode) -> bool {
+    code == RDKafkaErrorCode::InvalidTransactionalState
 }
 
 pub(super) fn patience(until: Instant) -> Duration {
