@@ -3,77 +3,113 @@
 //! It measures and asserts nothing about times: a busy machine would make that a test of the machine. What it does
 //! assert is that every call succeeded and that every record was handed out once.
 //!
-//! `--long` adds 100,000 requests to each function, to see that its memory does not grow. `--only <case>` measures one of
-//! `cases::CASES`, and writes nothing.
+//! - `--long` (`make bench-long`) adds 100,000 requests to each function, to see that its memory does not grow. Only then is
+//!   the report kept, in results.json, docs/bench.md, docs/bench.svg and the README: a shorter one would leave lines out.
+//!   And only then do promises that are missed by far make the program fail.
+//! - `--only <case>` measures one of `cases::CASES`.
+//! - `--beside <folder>` measures what the functions in another folder cost, too.
+//! - `--write` measures nothing, and makes what is published from results.json again; `--check` says whether that would
+//!   change anything.
 
 mod cases;
-mod chart;
 mod fastapi;
 mod raw;
 mod report;
 mod stats;
 mod world;
 
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 
 use tests::progress;
 
-use crate::cases::{CASES, Measured};
-use crate::report::{Machine, Report};
+use crate::cases::{CASES, Extent, Measured};
+use crate::report::{Machine, Report, SLACK};
 use crate::world::World;
+
+/// What is to be done.
+#[derive(Debug)]
+enum Task {
+    Measure { only: Option<&'static str>, extent: Extent },
+    Write,
+    Check,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let long = arguments.first() == Some(&"--long");
-    arguments.drain(..usize::from(long));
-    let only = match arguments[..] {
-        [] => None,
-        ["--only", case] if CASES.contains(&case) => Some(case),
-        _ => {
-            eprintln!("usage: bench [--long] [--only {}]", CASES.join("|"));
-            return ExitCode::from(2);
-        }
+    let Some(task) = task(std::env::args().skip(1)) else {
+        eprintln!("usage: bench [--long] [--only {}] [--beside <folder>] | --write | --check", CASES.join("|"));
+        return ExitCode::from(2);
     };
+    let done = match task {
+        Task::Measure { only, extent } => measure(only, &extent).await,
+        Task::Write => Report::load().and_then(|report| report.publish()),
+        Task::Check => check(),
+    };
+    done.map_or_else(
+        |error| {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+fn task(mut arguments: impl Iterator<Item = String>) -> Option<Task> {
+    let (mut only, mut extent) = (None, Extent { long: false, beside: None });
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--write" => return Some(Task::Write),
+            "--check" => return Some(Task::Check),
+            "--long" => extent.long = true,
+            "--only" => {
+                let case = arguments.next()?;
+                only = Some(CASES.into_iter().find(|known| *known == case)?);
+            }
+            "--beside" => extent.beside = Some(arguments.next()?.into()),
+            _ => return None,
+        }
+    }
+    Some(Task::Measure { only, extent })
+}
+
+async fn measure(only: Option<&str>, extent: &Extent) -> tests::Result<()> {
     if cfg!(debug_assertions) {
         progress("this is a debug build: its figures say little (make bench)");
     }
     let machine = Machine::look();
-    let world = match World::start().await {
-        Ok(world) => world,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let world = World::start().await?;
     let mut measured = Measured::default();
     for case in CASES.into_iter().filter(|case| only.is_none_or(|only| only == *case)) {
-        cases::measure(case, &world, long, &mut measured).await;
+        cases::measure(case, &world, extent, &mut measured).await;
     }
     drop(world);
     let report = Report::new(machine, measured);
-    let markdown = report.markdown();
-    println!("{markdown}");
-    if only.is_some() {
-        return ExitCode::SUCCESS;
+    println!("{}", report.markdown());
+    if only.is_some() || !extent.long {
+        return Ok(());
     }
-    match write(&report, &markdown) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    report.save()?;
+    // From the file, as `--check` has it.
+    Report::load()?.publish()?;
+    judge(&report)
 }
 
-fn write(report: &Report, markdown: &str) -> std::io::Result<()> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = package.parent().unwrap_or(package).join("docs");
-    fs::create_dir_all(&docs)?;
-    fs::write(package.join("bench/results.json"), serde_json::to_string_pretty(report)?)?;
-    fs::write(docs.join("bench.md"), markdown)?;
-    fs::write(docs.join("bench.svg"), chart::draw(report))
+/// An error that names the promises that are missed by more than the slack.
+fn judge(report: &Report) -> tests::Result<()> {
+    let ratios = report.ratios();
+    let broken: Vec<_> = ratios.iter().filter(|ratio| ratio.broken()).map(|ratio| ratio.what).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(tests::Error::new(format!("missed by more than {SLACK} times, or not measured: {}", broken.join("; "))))
+}
+
+fn check() -> tests::Result<()> {
+    let stale = Report::load()?.stale()?;
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let stale: Vec<_> = stale.iter().map(|path| path.display().to_string()).collect();
+    let how = "cargo run --bin bench -- --write";
+    Err(tests::Error::new(format!("not as tests/bench/results.json has it: {} ({how})", stale.join(", "))))
 }

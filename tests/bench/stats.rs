@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Times in milliseconds, in the order they were measured.
 #[derive(Debug, Clone)]
@@ -45,10 +45,10 @@ impl Samples {
 }
 
 /// One line of the report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// What was measured.
-    pub(crate) case: &'static str,
+    pub(crate) case: String,
     /// What it was measured on.
     pub(crate) subject: String,
     /// Of how many measurements.
@@ -62,15 +62,15 @@ pub(crate) struct Row {
     /// Records or calls a second, where that is what counts.
     pub(crate) per_second: Option<f64>,
     /// Every time, where there are few.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) each: Vec<f64>,
 }
 
 impl Row {
-    pub(crate) fn times(case: &'static str, subject: impl Into<String>, samples: &Samples) -> Self {
+    pub(crate) fn times(case: &str, subject: impl Into<String>, samples: &Samples) -> Self {
         let each = if samples.len() <= 10 { samples.each().to_vec() } else { Vec::new() };
         Self {
-            case,
+            case: case.to_owned(),
             subject: subject.into(),
             count: samples.len(),
             p50: Some(samples.p50()),

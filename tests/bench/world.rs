@@ -1,5 +1,6 @@
 //! What every case needs: the stack, a token, topics with records in them, functions and calls to them.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -60,10 +61,21 @@ impl World {
     }
 
     pub(crate) async fn function(&self, name: &str) -> Function {
+        self.function_with(name, &[]).await
+    }
+
+    pub(crate) async fn function_with(&self, name: &str, settings: &[(&str, &str)]) -> Function {
+        let mut env = self.environment();
+        env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Function::start(name, &env).await
+    }
+
+    /// What functions are told.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let mut env = self.stack.kafka_env();
         // `lag-monitor` does not start without groups to look at.
         env.insert("LAG_MONITOR_GROUPS".to_owned(), "bench=bench".to_owned());
-        Function::start(name, &env).await
+        env
     }
 
     pub(crate) fn produce_event(&self, topic: &str) -> Value {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::lambda_api::{Failure, Outcome, REGION, Sandbox};
 use crate::process::{Process, supervised};
 use crate::run::RunDir;
@@ -38,6 +38,12 @@ pub struct StartFailure {
     pub output: String,
 }
 
+impl StartFailure {
+    fn without_a_start(error: &Error) -> Self {
+        Self { init_error: None, exit_code: None, output: error.to_string() }
+    }
+}
+
 impl Function {
     /// Starts `target/<profile>/<name>` and waits until it asks for its first invocation. It sees `env` and what
     /// Lambda sets, and nothing of this process's environment. `FUNCTIONS_DIR` names another folder of binaries.
@@ -45,11 +51,26 @@ impl Function {
         Self::try_start(name, env).await.unwrap_or_else(|failure| panic!("{name} did not start: {failure:?}"))
     }
 
+    /// [`Function::start`] with the binary in `folder`.
+    pub async fn start_in(folder: &Path, name: &str, env: &BTreeMap<String, String>) -> Self {
+        let started = Self::started(folder, name, env).await;
+        started.unwrap_or_else(|failure| panic!("{name} did not start: {failure:?}"))
+    }
+
     /// [`Function::start`] for a function that is expected not to.
     pub async fn try_start(name: &str, env: &BTreeMap<String, String>) -> std::result::Result<Self, StartFailure> {
-        let failed = |output: String| StartFailure { init_error: None, exit_code: None, output };
+        let folder = binaries().map_err(|e| StartFailure::without_a_start(&e))?;
+        Self::started(&folder, name, env).await
+    }
+
+    async fn started(
+        folder: &Path,
+        name: &str,
+        env: &BTreeMap<String, String>,
+    ) -> std::result::Result<Self, StartFailure> {
         let begun = Instant::now();
-        let (sandbox, process) = launch(name, env).await.map_err(|e| failed(e.to_string()))?;
+        let launched = launch(&folder.join(name), name, env).await;
+        let (sandbox, process) = launched.map_err(|e| StartFailure::without_a_start(&e))?;
         loop {
             if let Some(next) = sandbox.first_next() {
                 return Ok(Self { process, sandbox, init: next.saturating_duration_since(begun) });
@@ -171,13 +192,12 @@ fn parsed(answer: &[u8]) -> std::result::Result<Value, Failure> {
     serde_json::from_slice(answer).map_err(|error| Failure::Error(json!({ "errorMessage": error.to_string() })))
 }
 
-async fn launch(name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, Process)> {
+async fn launch(binary: &Path, name: &str, env: &BTreeMap<String, String>) -> Result<(Sandbox, Process)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let binary = binaries()?.join(name);
-    fs::metadata(&binary).context(format_args!("{} (cargo build --workspace)", binary.display()))?;
+    fs::metadata(binary).context(format_args!("{} (cargo build --workspace)", binary.display()))?;
     let managed = env.get("AWS_LAMBDA_MAX_CONCURRENCY").is_some_and(|concurrency| concurrency != "1");
     let (sandbox, address) = Sandbox::listen(name, managed).await?;
-    let mut command = supervised(&binary);
+    let mut command = supervised(binary);
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.envs([
         ("AWS_LAMBDA_RUNTIME_API", address.to_string().as_str()),

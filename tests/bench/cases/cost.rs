@@ -1,16 +1,18 @@
 //! What each function is: how large, how soon it is ready, what it holds then. None should pay for what another needs.
 
 use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tests::process::resident;
-use tests::progress;
+use tests::{Function, progress};
 
-use crate::stats::Samples;
+use super::Measured;
+use crate::stats::{Row, Samples};
 use crate::world::World;
 
 /// How often each is started.
-const STARTS: usize = 5;
+const STARTS: usize = 20;
 
 const FUNCTIONS: [&str; 11] = [
     "produce",
@@ -27,32 +29,56 @@ const FUNCTIONS: [&str; 11] = [
 ];
 
 /// What one function is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Cost {
-    pub(crate) function: &'static str,
+    pub(crate) function: String,
     /// The binary's size, in MiB.
     pub(crate) size: f64,
-    /// From the exec to its first request for work, in milliseconds; the median.
-    pub(crate) init: f64,
-    /// Resident memory then, in MiB.
+    /// Resident memory when it first asks for work, in MiB; the median.
     pub(crate) resident: f64,
 }
 
-pub(super) async fn cost(world: &World) -> Vec<Cost> {
+/// One binary, started again and again.
+struct Binary<'a> {
+    name: &'static str,
+    /// Another folder than this program's.
+    folder: Option<&'a Path>,
+    size: u64,
+    init: Samples,
+    held: Vec<f64>,
+}
+
+/// All functions in turns, and those in the folder `beside` with them.
+pub(super) async fn cost(world: &World, beside: Option<&Path>, measured: &mut Measured) {
+    const CASE: &str = "init: exec to the first request for work";
     progress("what each function costs");
-    let mut all = Vec::new();
-    for name in FUNCTIONS {
-        let mut init = Samples::new();
-        let (mut size, mut held) = (0, 0.0);
-        for _ in 0..STARTS {
-            let function = world.function(name).await;
-            init.add(function.init_duration());
-            held = resident(function.pid());
-            size = fs::metadata(format!("/proc/{}/exe", function.pid())).expect("its binary").len();
+    let folders = [None].into_iter().chain(beside.map(Some));
+    let mut binaries: Vec<_> = folders
+        .flat_map(|folder| {
+            FUNCTIONS.map(|name| Binary { name, folder, size: 0, init: Samples::new(), held: Vec::new() })
+        })
+        .collect();
+    let env = world.environment();
+    // Once unmeasured: what is read from the disk for the first time is.
+    for round in 0..=STARTS {
+        for binary in &mut binaries {
+            let function = match binary.folder {
+                Some(folder) => Function::start_in(folder, binary.name, &env).await,
+                None => Function::start(binary.name, &env).await,
+            };
+            if round > 0 {
+                binary.init.add(function.init_duration());
+                binary.held.push(resident(function.pid()));
+            }
+            binary.size = fs::metadata(format!("/proc/{}/exe", function.pid())).expect("its binary").len();
         }
+    }
+    for Binary { name, folder, size, init, mut held } in binaries {
+        let function = if folder.is_some() { format!("{name}, in the other folder") } else { name.to_owned() };
+        held.sort_by(f64::total_cmp);
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         let size = size as f64 / f64::from(1 << 20);
-        all.push(Cost { function: name, size, init: init.p50(), resident: held });
+        measured.rows.push(Row::times(CASE, function.clone(), &init));
+        measured.costs.push(Cost { function, size, resident: held[held.len() / 2] });
     }
-    all
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tests::{Function, progress};
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ const PARTITIONS: i32 = 4;
 const RECORDS: usize = 160_000;
 
 /// What the processor worked on in one run, in seconds: what limits it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Share {
     pub(crate) subject: String,
     /// By the clock.
@@ -168,8 +168,9 @@ fn raw_clients(bootstrap: &str, topic: &str, count: i32) -> (Samples, Duration) 
     let group = unique("group");
     let mut clients = Vec::new();
     for client in 0..count {
-        let partitions: Vec<i32> = (0..PARTITIONS).filter(|partition| partition % count == client).collect();
-        clients.push((raw::consumer(bootstrap, &group, topic, &partitions), partitions.len()));
+        let own = (0..PARTITIONS).filter(|partition| partition % count == client);
+        let places: Vec<(&str, i32)> = own.map(|partition| (topic, partition)).collect();
+        clients.push((raw::consumer(bootstrap, &group, &places), places.len()));
     }
     let begun = Instant::now();
     let all = std::thread::scope(|scope| {
@@ -177,7 +178,7 @@ fn raw_clients(bootstrap: &str, topic: &str, count: i32) -> (Samples, Duration) 
             let calls = RECORDS / usize::try_from(PARTITIONS).expect("some") * partitions / BATCH;
             let mut samples = Samples::new();
             for _ in 0..calls {
-                samples.add(raw::poll_and_commit(consumer, topic, BATCH));
+                samples.add(raw::poll_and_commit(consumer, BATCH));
             }
             samples
         };

@@ -4,14 +4,18 @@
 //! A new case is a function of [`World`] in a file here, a word in [`CASES`] and a line in [`measure`].
 
 mod batch;
+mod callers;
 mod cold;
 mod consume;
 mod cost;
+mod end;
 mod fetch;
 mod group;
 mod memory;
 mod produce;
 mod schema;
+
+use std::path::PathBuf;
 
 pub(crate) use self::cost::Cost;
 pub(crate) use self::group::Share;
@@ -23,8 +27,8 @@ use crate::world::World;
 const BATCH: usize = 100;
 
 /// What can be measured, in the order of the report.
-pub(crate) const CASES: [&str; 11] =
-    ["cold", "produce", "batch", "consume", "cycle", "fetch", "schemas", "callers", "group", "memory", "cost"];
+pub(crate) const CASES: [&str; 12] =
+    ["cold", "produce", "batch", "consume", "cycle", "fetch", "schemas", "callers", "group", "end", "memory", "cost"];
 
 /// What was measured.
 #[derive(Debug, Default)]
@@ -35,8 +39,17 @@ pub(crate) struct Measured {
     pub(crate) costs: Vec<Cost>,
 }
 
-/// Measures one of [`CASES`]; `long`, where more requests show more.
-pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mut Measured) {
+/// How far it goes.
+#[derive(Debug)]
+pub(crate) struct Extent {
+    /// More requests, where they show more.
+    pub(crate) long: bool,
+    /// Another folder of functions, whose cost is shown beside.
+    pub(crate) beside: Option<PathBuf>,
+}
+
+/// Measures one of [`CASES`].
+pub(crate) async fn measure(case: &str, world: &World, extent: &Extent, measured: &mut Measured) {
     let rows = &mut measured.rows;
     match case {
         "cold" => {
@@ -44,7 +57,10 @@ pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mu
             rows.extend(cold::consume(world).await);
         }
         "produce" => rows.extend(produce::warm(world).await),
-        "batch" => rows.extend(batch::warm(world).await),
+        "batch" => {
+            rows.extend(batch::warm(world).await);
+            rows.extend(batch::atomic(world).await);
+        }
         "consume" => {
             rows.extend(consume::warm(world).await);
             rows.extend(consume::batch(world).await);
@@ -52,10 +68,15 @@ pub(crate) async fn measure(case: &str, world: &World, long: bool, measured: &mu
         "cycle" => rows.extend(consume::cycle(world).await),
         "fetch" => rows.extend(fetch::warm(world).await),
         "schemas" => rows.extend(schema::batches(world).await),
-        "callers" => rows.extend(produce::callers(world).await),
+        "callers" => {
+            rows.extend(callers::produce(world).await);
+            rows.extend(callers::consume(world).await);
+            rows.extend(callers::one_sandbox(world).await);
+        }
         "group" => group::one_group(world, measured).await,
-        "memory" => measured.memory.extend(memory::memory(world, long).await),
-        "cost" => measured.costs.extend(cost::cost(world).await),
+        "end" => rows.extend(end::end(world).await),
+        "memory" => measured.memory.extend(memory::memory(world, extent.long).await),
+        "cost" => cost::cost(world, extent.beside.as_deref(), measured).await,
         other => unreachable!("{other} is no case"),
     }
 }

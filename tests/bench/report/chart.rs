@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Report, time};
+use super::{Report, time};
 
 /// A group of bars with one scale.
 struct Panel {
@@ -23,7 +23,7 @@ const PANELS: &[Panel] = &[
     },
     Panel {
         title: "Consume 100 records, warm, p50 (ms)",
-        case: "consume 100",
+        case: "consume 100, warm",
         bars: &[
             ("consume", "consume, exclusive"),
             ("raw", "raw client, not exclusive"),
@@ -75,7 +75,7 @@ const LONGEST: f64 = 420.0;
 const LINE: usize = 22;
 
 /// Draws the report.
-pub(crate) fn draw(report: &Report) -> String {
+pub(super) fn draw(report: &Report) -> String {
     let (mut body, mut y) = (String::new(), 0);
     for panel in PANELS {
         let bars: Vec<(&str, f64)> = panel
