@@ -8,6 +8,7 @@ mod acl;
 mod adversity;
 mod atomic;
 mod batch;
+mod batch_letters;
 mod cloudevents;
 mod cluster;
 mod consume;
