@@ -23,6 +23,7 @@ mod iam;
 mod identity;
 mod interop;
 mod issuer;
+mod kafka_away;
 mod kit;
 mod lag;
 mod lag_monitor;
