@@ -36,6 +36,8 @@ mod redrive;
 mod registry;
 mod registry_away;
 mod retention;
+mod schema_fetch;
+mod schema_keys;
 mod schema_letters;
 mod schemas;
 mod secrets;
