@@ -28,6 +28,7 @@ mod kit;
 mod lag;
 mod lag_monitor;
 mod late_commits;
+mod lease_terms;
 mod leases;
 mod life;
 mod observability;
