@@ -13,6 +13,9 @@ use crate::record::{Header, Record};
 /// The header that our block begins with. Kafka Connect's begins with it too, so its letters come back as well.
 const FIRST: &str = "__connect.errors.topic";
 
+/// The header that says why a letter is one.
+const REASON: &str = "dlq.reason";
+
 /// The longest text that a letter carries about its death. With the names it stays well under [`HEADERS_BYTES`].
 pub const MESSAGE_BYTES: usize = 1024;
 
@@ -117,7 +120,7 @@ pub fn letter(record: NewRecord, death: &Death<'_>) -> NewRecord {
         add("dlq.group", group.as_str());
         add("dlq.delivery_attempts", &attempts.to_string());
     }
-    add("dlq.reason", death.reason.word());
+    add(REASON, death.reason.word());
     // A record without a time of its own has that of its death.
     let time = record.timestamp.and_then(|time| u64::try_from(time).ok()).unwrap_or_else(now_ms);
     add("dlq.timestamp", &time.to_string());
@@ -138,10 +141,18 @@ pub fn unletter(letter: &Record, partition: i32) -> NewRecord {
     }
 }
 
+/// Whether a letter's record was ever in the topic. What did not fit its schema was not: it was refused, and is kept as it
+/// was sent, which is not how the topic's records are written.
+pub fn was_written(letter: &Record) -> bool {
+    let block = letter.headers.iter().rposition(|(name, _)| name == FIRST);
+    let mut block = letter.headers[block.unwrap_or(letter.headers.len())..].iter();
+    !block.any(|(name, value)| name == REASON && value.as_deref() == Some(Reason::Schema.word().as_bytes()))
+}
+
 /// Why a letter is one, in a word: ours, or the class that Kafka Connect names.
 pub fn reason(letter: &Record) -> Option<String> {
     let named = |name: &str| letter.headers.iter().rfind(|header| header.0 == name)?.1.as_deref();
-    let reason = named("dlq.reason").or_else(|| named("__connect.errors.exception.class.name"))?;
+    let reason = named(REASON).or_else(|| named("__connect.errors.exception.class.name"))?;
     Some(String::from_utf8_lossy(reason).chars().take(REASON_CHARS).collect())
 }
 
@@ -225,6 +236,29 @@ mod tests {
         ];
         assert_eq!(block, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(original(letter.headers), headers, "and it comes back as it was");
+    }
+
+    #[test]
+    fn what_did_not_fit_its_schema_was_never_written_whatever_its_own_headers_say() {
+        let orders = topic("orders");
+        let letter_of = |headers: &[(&str, &str)], reason: Option<Reason>| {
+            let headers =
+                headers.iter().map(|(name, value)| ((*name).to_owned(), Some(value.as_bytes().to_vec()))).collect();
+            let record = NewRecord { headers, ..NewRecord::default() };
+            let death = |reason| Death { topic: &orders, offset: None, consumed: None, reason, message: "" };
+            let headers = match reason {
+                Some(reason) => letter(record, &death(reason)).headers,
+                None => record.headers,
+            };
+            Record { offset: 0, timestamp: 0, key: None, value: None, headers }
+        };
+        assert!(!was_written(&letter_of(&[], Some(Reason::Schema))));
+        assert!(!was_written(&letter_of(&[("dlq.reason", "rejected")], Some(Reason::Schema))));
+        let claims = [("dlq.reason", "schema")];
+        for reason in [Some(Reason::Rejected), Some(Reason::MaxDeliveries), None] {
+            assert!(was_written(&letter_of(&claims, reason)), "{reason:?}");
+        }
+        assert!(was_written(&letter_of(&[], None)));
     }
 
     #[test]

@@ -219,10 +219,12 @@ fn answer(
             let says = |outcome: &str| {
                 errors.iter().any(|error| error.members().get("outcome").is_some_and(|said| said == outcome))
             };
+            // Whatever else went wrong in an atomic batch did so before its commit.
+            let unavailable = atomic && matches!(first.code().status(), 503 | 504);
             let (outcome, lead) = if says("unknown") {
                 (Some("unknown"), "It is not known whether records were written")
             } else {
-                (says("aborted").then_some("aborted"), "No record was written")
+                ((unavailable || says("aborted")).then_some("aborted"), "No record was written")
             };
             let error = Error::new(first.code(), format!("{lead}. {}", first.detail()));
             let error = error.source(first.clone()).with("results", results);

@@ -146,6 +146,8 @@ struct Run<'a> {
 #[derive(Debug, Default)]
 struct Part {
     redriven: usize,
+    /// Letters whose records were never in the topic: they stay letters.
+    skipped: usize,
     committed: Option<i64>,
     failed: Option<Error>,
     /// Whether the time was up before it was known that there are no more.
@@ -155,17 +157,19 @@ struct Part {
 impl Run<'_> {
     /// Sends letters back, partition by partition, until there are enough, or no more, or the time is up.
     async fn send_back(&self, ends: Offsets, limit: usize) -> Result<Reply, Error> {
-        let (mut redriven, mut results, mut worst, mut unfinished) = (0, Vec::new(), None::<Error>, false);
+        let (mut redriven, mut skipped, mut unfinished) = (0, 0, false);
+        let (mut results, mut worst) = (Vec::new(), None::<Error>);
         for (partition, end) in (0..).zip(ends) {
             let part = match end {
                 Ok(end) => self.send_back_of(partition, end, limit - redriven).await,
                 Err(error) => Part { failed: Some(error), ..Part::default() },
             };
             redriven += part.redriven;
+            skipped += part.skipped;
             unfinished |= part.unfinished;
             let undecided = part.failed.as_ref().is_some_and(|error| error.code() == Code::DeadlineExceeded);
             let status = match &part.failed {
-                None if part.redriven == 0 => continue,
+                None if part.redriven + part.skipped == 0 => continue,
                 None => "moved",
                 Some(_) if undecided => "undecided",
                 Some(_) => "failed",
@@ -174,6 +178,7 @@ impl Run<'_> {
                 "partition": partition,
                 "status": status,
                 "redriven": part.redriven,
+                "skipped": part.skipped,
                 "committed": part.committed,
             }));
             // What may yet be done outweighs what is not done: the caller has to look.
@@ -184,13 +189,13 @@ impl Run<'_> {
         }
         if let Some(error) = worst {
             let error = error.with("topic", self.from.topic().as_str());
-            return Err(error.with("redriven", redriven).with("results", results));
+            return Err(error.with("redriven", redriven).with("skipped", skipped).with("results", results));
         }
         // Others have taken all the time; that there is nothing to move would be wrong.
         if unfinished && redriven == 0 {
             return Err(Deadline::exceeded());
         }
-        Ok(self.answer(false, redriven, ("results", results)))
+        Ok(self.answer(false, (redriven, skipped), ("results", results)))
     }
 
     /// Sends the letters of one partition back.
@@ -207,9 +212,16 @@ impl Run<'_> {
                 slot.redrive(consumers.tools(until, &AtomicBool::new(false)), &back)
             };
             match self.on_slot(partition, step).await {
-                Ok(Returned::Letters { count, bytes, committed }) => {
-                    telemetry::redriven(self.from.topic(), partition, self.to.topic(), count as u64, bytes as u64);
+                Ok(Returned::Letters { count, skipped, bytes, committed }) => {
+                    let (topic, target) = (self.from.topic(), self.to.topic());
+                    if count > 0 {
+                        telemetry::redriven(topic, partition, target, count as u64, bytes as u64);
+                    }
+                    if skipped > 0 {
+                        tracing::info!(%topic, partition, records = skipped, "dead letters that never were records were passed");
+                    }
                     part.redriven += count;
+                    part.skipped += skipped;
                     part.committed = Some(committed);
                 }
                 Ok(Returned::Nothing(position)) => {
@@ -245,7 +257,7 @@ impl Run<'_> {
 
     /// Shows what would go back, and why each letter is one.
     async fn show(&self, ends: Offsets, limit: usize) -> Result<Reply, Error> {
-        let mut records = Vec::new();
+        let (mut records, mut skipped) = (Vec::new(), 0);
         for (partition, end) in (0..).zip(ends) {
             let about = |error: Error| error.with("topic", self.from.topic().as_str()).with("partition", partition);
             let back = self.asking(end.map_err(about)?, limit - records.len());
@@ -253,14 +265,16 @@ impl Run<'_> {
             let step = move |mut slot: OwnedMutexGuard<Slot>, until| {
                 slot.letters(consumers.tools(until, &AtomicBool::new(false)), &back)
             };
-            for (offset, reason) in self.on_slot(partition, step).await.map_err(about)? {
+            let shown = self.on_slot(partition, step).await.map_err(about)?;
+            skipped += shown.skipped;
+            for (offset, reason) in shown.letters {
                 records.push(json!({ "partition": partition, "offset": offset, "reason": reason }));
             }
             if records.len() == limit {
                 break;
             }
         }
-        Ok(self.answer(true, records.len(), ("records", records)))
+        Ok(self.answer(true, (records.len(), skipped), ("records", records)))
     }
 
     fn asking(&self, end: i64, limit: usize) -> Return {
@@ -282,12 +296,13 @@ impl Run<'_> {
         }
     }
 
-    fn answer(&self, dry_run: bool, redriven: usize, (name, list): (&str, Vec<Value>)) -> Reply {
+    fn answer(&self, dry_run: bool, (redriven, skipped): (usize, usize), (name, list): (&str, Vec<Value>)) -> Reply {
         let mut body = json!({
             "dlq_topic": self.from.topic().as_str(),
             "topic": self.to.topic().as_str(),
             "dry_run": dry_run,
             "redriven": redriven,
+            "skipped": skipped,
         });
         body[name] = list.into();
         Reply::json(200, body.to_string())

@@ -245,7 +245,7 @@ impl<M: SerializeMap> Visit for Fields<M> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     /// What `log` writes under these directives.
-    fn lines(directives: &str, log: impl FnOnce()) -> Vec<Value> {
+    pub(crate) fn lines(directives: &str, log: impl FnOnce()) -> Vec<Value> {
         let sink = Sink::default();
         let writer = sink.clone();
         let subscriber = subscriber(directives, move || writer.clone()).expect("valid directives");

@@ -10,7 +10,7 @@ use tests::{Event, Function, Stack};
 use crate::batch::{BATCH, read, results};
 use crate::kit::python;
 use crate::registry::register;
-use crate::world::{Answer, PRODUCE, call, function, function_with, topic, unique};
+use crate::world::{Answer, PRODUCE, call, consume, function, function_with, topic, unique};
 
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCHED: &str = "application/cloudevents-batch+json; charset=UTF-8";
@@ -291,5 +291,98 @@ async fn the_sdk_s_events_come_out_as_they_went_in() {
             received["attributes"]["datacontenttype"] = attributes["datacontenttype"].clone();
         }
         assert_eq!((&received["attributes"], &received["data"]), (&attributes, &data), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn the_sdk_s_records_are_consumed_as_events() {
+    let (consumer, topic) = (function("consume").await, topic(1).await);
+    let attributes = json!({
+        "id": "1234-1234", "source": "/my/context", "type": "com.example.some", "specversion": "1.0", "subject": "ü",
+        "time": "2026-01-01T00:00:00+00:00", "datacontenttype": "application/json", "partitionkey": "k", "more": "x",
+    });
+    let data = json!({ "text": "é", "list": [1, 2.5, null] });
+    let mut sent = Vec::new();
+    for mode in ["binary", "structured"] {
+        sent.push(sdk(&["record", mode, &attributes.to_string(), &data.to_string()]).await);
+    }
+    python(&["write", &topic, &json!(sent).to_string()]).await;
+    let read = consume(&consumer, &topic, &unique("group"), "").await;
+    let messages = read.messages();
+    for (message, sent) in messages.iter().zip(&sent) {
+        let (key, value, headers) = seen(sent);
+        assert_eq!((message["key"].as_str(), message["value"].as_str()), (key.as_deref(), value.as_deref()));
+        let shown: Vec<_> = headers.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        assert_eq!(message["headers"], json!(shown), "as they are, in their order");
+    }
+    // A caller needs no more than the answer to make the event of it, by the Kafka binding.
+    let header = |message: &Value, name: &str| {
+        let mut headers = message["headers"].as_array().expect("headers").iter();
+        headers.find(|header| header["name"] == name).map(|header| header["value"].clone())
+    };
+    for (name, value) in attributes.as_object().expect("attributes") {
+        let name = if name == "datacontenttype" { "content-type".to_owned() } else { format!("ce_{name}") };
+        // The key says that one.
+        let found =
+            if name == "ce_partitionkey" { Some(messages[0]["key"].clone()) } else { header(&messages[0], &name) };
+        assert_eq!(found.as_ref(), Some(value), "{name}");
+    }
+    let read = consume(&consumer, &topic, &unique("group"), "&value_format=json").await;
+    assert_eq!(read.messages()[0]["value"], data);
+    let event = &read.messages()[1]["value"];
+    assert_eq!((&event["data"], &event["id"], &event["subject"]), (&data, &attributes["id"], &json!("ü")));
+}
+
+#[tokio::test]
+async fn the_caller_s_trace_goes_with_events_in_every_mode_and_comes_out_again() {
+    let (producer, several, topic) = (function("produce").await, function("produce-batch").await, topic(1).await);
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let traced = |event: Event| event.header("traceparent", parent).header("tracestate", "vendor=a");
+    let structured = to(PRODUCE, &topic, &[("content-type", STRUCTURED)]).body(event("1").to_string());
+    let pair = json!([event("2"), event("3")]).to_string();
+    let pair = to(BATCH, &topic, &[("content-type", BATCHED)]).body(pair);
+    let text = [&attributes()[..], &[("content-type", "text/plain"), ("ce-partitionkey", "k")]].concat();
+    let binary = to(PRODUCE, &topic, &text).body("data");
+    // An event that has a trace of its own (the distributed tracing extension) keeps it: beside it stands the request's.
+    let own = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let with_own = to(PRODUCE, &topic, &[&text[..], &[("ce-traceparent", own)]].concat()).body("data");
+    call(&producer, traced(structured)).await.ok();
+    results(&call(&several, traced(pair)).await, 200);
+    call(&producer, traced(binary)).await.ok();
+    call(&producer, traced(with_own)).await.ok();
+
+    let messages = &read(&topic, "").await[&0];
+    assert_eq!(messages.len(), 5);
+    let trace = [("traceparent", parent), ("tracestate", "vendor=a")];
+    let whole = [("content-type", "application/cloudevents+json; charset=UTF-8")];
+    let split = [
+        ("ce_id", "17"),
+        ("ce_partitionkey", "k"),
+        ("ce_source", "/shop/orders"),
+        ("ce_specversion", "1.0"),
+        ("ce_type", "com.example.ordered"),
+        ("content-type", "text/plain"),
+    ];
+    let mut split_with_own = split.to_vec();
+    split_with_own.insert(5, ("ce_traceparent", own));
+    split_with_own.sort_unstable();
+    let expected: [&[(&str, &str)]; 5] = [&whole, &whole, &whole, &split, &split_with_own];
+    for (message, expected) in messages.iter().zip(expected) {
+        let headers = [expected, &trace].concat();
+        let shown: Vec<_> = headers.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        assert_eq!(message["headers"], json!(shown), "{message}");
+    }
+    // Sent on as they came out, attributes from their headers, they come out the same again.
+    let again = messages[3]["headers"].as_array().expect("headers").iter().fold(
+        to(PRODUCE, &topic, &[]).body(messages[3]["value"].as_str().expect("text")),
+        |event, header| {
+            let (name, value) = (header["name"].as_str().expect("text"), header["value"].as_str().expect("text"));
+            event.header(&name.replace("ce_", "ce-"), value)
+        },
+    );
+    call(&producer, again).await.ok();
+    let second = &read(&topic, "").await[&0][5];
+    for member in ["key", "value", "headers"] {
+        assert_eq!(second[member], messages[3][member], "{member}");
     }
 }

@@ -20,7 +20,7 @@ pub(crate) const BATCH: &str = "/kafka/consumer/consume/batch";
 const ACKNOWLEDGE: &str = "/kafka/consumer/acknowledge";
 
 /// A call for these topics, with more members.
-fn ask(topics: &[&str], group: &str, more: &Value) -> Event {
+pub(crate) fn ask(topics: &[&str], group: &str, more: &Value) -> Event {
     let listed: Vec<Value> = topics.iter().map(|topic| json!({ "topic": topic })).collect();
     let mut body = json!({ "group_id": group, "topics": listed });
     for (name, value) in more.as_object().expect("members") {
@@ -29,11 +29,11 @@ fn ask(topics: &[&str], group: &str, more: &Value) -> Event {
     Event::post(BATCH).json(&body)
 }
 
-async fn batch(function: &Function, topics: &[&str], group: &str, more: Value) -> Answer {
+pub(crate) async fn batch(function: &Function, topics: &[&str], group: &str, more: Value) -> Answer {
     call(function, ask(topics, group, &more)).await
 }
 
-async fn settle(function: &Function, answer: &Answer, more: Value) -> Answer {
+pub(crate) async fn settle(function: &Function, answer: &Answer, more: Value) -> Answer {
     let mut body = json!({ "token": answer.body["lease"]["token"] });
     for (name, value) in more.as_object().expect("members") {
         body[name] = value.clone();
@@ -42,7 +42,7 @@ async fn settle(function: &Function, answer: &Answer, more: Value) -> Answer {
 }
 
 /// The offsets of each topic's messages, as they came.
-fn by_topic(answer: &Answer) -> BTreeMap<String, Vec<i64>> {
+pub(crate) fn by_topic(answer: &Answer) -> BTreeMap<String, Vec<i64>> {
     let mut offsets = BTreeMap::<String, Vec<i64>>::new();
     for message in answer.messages() {
         let (topic, offset) = (message["topic"].as_str().expect("a topic"), message["offset"].as_i64());

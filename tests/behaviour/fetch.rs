@@ -26,7 +26,7 @@ pub(crate) async fn fetch(function: &Function, topic: &str, more: &str) -> Answe
 }
 
 /// What an answer's `next` is as `offset`.
-fn go_on(answer: &Value) -> String {
+pub(crate) fn go_on(answer: &Value) -> String {
     let next = answer["next"].as_object().expect("next");
     next.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect::<Vec<_>>().join(",")
 }

@@ -22,7 +22,8 @@ use crate::world::{
 /// The route of `redrive`.
 pub(crate) const REDRIVE: &str = "/kafka/dlq/redrive";
 
-const GROUP: &str = "kafka-gateway-redrive";
+/// The group whose position says which letters are back.
+pub(crate) const GROUP: &str = "kafka-gateway-redrive";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,7 +45,7 @@ pub(crate) async fn dead_letter_topic(server: &str, topic: &str, partitions: i32
 }
 
 /// All of a topic, read as committed, by partition: partition and value.
-fn all(server: &str, topic: &str) -> Vec<(i32, Raw)> {
+pub(crate) fn all(server: &str, topic: &str) -> Vec<(i32, Raw)> {
     let settings = [("isolation.level", "read_committed"), ("enable.partition.eof", "true")];
     let reader: BaseConsumer = raw_consumer(server, "-", &settings);
     let metadata = reader.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
@@ -263,7 +264,7 @@ async fn a_letter_that_cannot_go_back_is_named_and_those_before_it_go() {
     assert_eq!((answer.status, answer.code()), (413, "record_too_large"));
     assert_eq!([&answer.body["partition"], &answer.body["offset"], &answer.body["redriven"]], [0, 2, 2]);
     assert_eq!(answer.body["topic"], dlq.as_str());
-    let result = json!([{ "partition": 0, "status": "failed", "redriven": 2, "committed": 2 }]);
+    let result = json!([{ "partition": 0, "status": "failed", "redriven": 2, "skipped": 0, "committed": 2 }]);
     assert_eq!(answer.body["results"], result);
     assert_eq!(numbers(&server, &topic), [0, 1]);
     // Whoever has seen to it goes on behind it, by the group's position.

@@ -8,43 +8,43 @@ use serde_json::{Value, json};
 use tests::{Function, Stack};
 
 use crate::kit::{self, Raw};
-use crate::registry::{Door, Front, register};
+use crate::registry::register;
 use crate::world::{Answer, consume, function_with, produce, topic, unique};
 
-const ORDER: &str = r#"{"type":"record","name":"Order","namespace":"shop","fields":[
+pub(crate) const ORDER: &str = r#"{"type":"record","name":"Order","namespace":"shop","fields":[
     {"name":"id","type":"long"},
     {"name":"total","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},
     {"name":"note","type":["null","string"],"default":null},
     {"name":"lines","type":{"type":"array","items":{"type":"record","name":"Line","fields":[
         {"name":"sku","type":"string"},{"name":"kind","type":{"type":"enum","name":"Kind","symbols":["NEW","USED"]}}]}}}]}"#;
-const KEY: &str = r#"{"$schema":"http://json-schema.org/draft-07/schema#","type":"object",
+pub(crate) const KEY: &str = r#"{"$schema":"http://json-schema.org/draft-07/schema#","type":"object",
     "properties":{"customer":{"type":"integer","minimum":1}},"required":["customer"]}"#;
-const EVENT: &str = r#"syntax = "proto3"; package shop;
+pub(crate) const EVENT: &str = r#"syntax = "proto3"; package shop;
     message Event { int64 id = 1; repeated string tags = 2; map<string, int32> counts = 3; Address from = 4; }
     message Address { string city = 1; }"#;
 
 /// A function that knows the registry.
-async fn with_registry(name: &str, more: &[(&str, &str)]) -> Function {
+pub(crate) async fn with_registry(name: &str, more: &[(&str, &str)]) -> Function {
     let url = Stack::shared().await.registry().await;
     function_with(name, &[&[("SCHEMA_REGISTRY_URL", url)], more].concat()).await
 }
 
-fn bytes(record: &Value, field: &str) -> Vec<u8> {
+pub(crate) fn bytes(record: &Value, field: &str) -> Vec<u8> {
     STANDARD.decode(record[field].as_str().expect("base64")).expect("base64")
 }
 
 /// The id in the wire format.
-fn id(bytes: &[u8]) -> u64 {
+pub(crate) fn id(bytes: &[u8]) -> u64 {
     assert_eq!(bytes[0], 0, "the wire format");
     u64::from(u32::from_be_bytes(bytes[1..5].try_into().expect("five bytes")))
 }
 
-async fn written(topic: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn written(topic: &str, count: usize) -> Vec<Value> {
     kit::python(&["read", topic, "1", &count.to_string()]).await.as_array().expect("records").clone()
 }
 
 /// What is wrong, by pointer; after a look that the answer repeats nothing of `secret`.
-fn pointers(answer: &Answer, secret: &str) -> Vec<String> {
+pub(crate) fn pointers(answer: &Answer, secret: &str) -> Vec<String> {
     assert_eq!((answer.status, answer.code()), (422, "schema_validation_failed"), "{answer:?}");
     assert!(!answer.body.to_string().contains(secret), "{answer:?}");
     let errors = answer.body["errors"].as_array().expect("errors");
@@ -325,45 +325,6 @@ async fn plain_json_is_validated_where_its_subject_has_a_json_schema() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_away_is_503_and_no_record_is_lost() {
-    let front = Front::open(None).await;
-    let url = [("SCHEMA_REGISTRY_URL", front.url.as_str())];
-    let topic = topic(1).await;
-    let subject = format!("{topic}-value");
-    register(&subject, "AVRO", ORDER, &json!([])).await;
-    let record = json!({ "topic": topic, "value": { "id": 1, "total": 1, "lines": [] }, "value_format": "avro" });
-    let unavailable = |answer: Answer| {
-        assert_eq!((answer.status, answer.code()), (503, "schema_registry_unavailable"), "{answer:?}");
-        assert!(answer.headers["retry-after"].is_string() && answer.body["retryable"] == true, "{answer:?}");
-    };
-    for door in [Door::Hangs, Door::Garbage, Door::Fails] {
-        front.set(door);
-        let producer = function_with("produce", &url).await;
-        unavailable(produce(&producer, &record).await);
-        // Also what would only be validated: it cannot be known that there is no schema.
-        unavailable(produce(&producer, &json!({ "topic": topic, "value": 1 })).await);
-    }
-    front.set(Door::Open);
-    let (producer, consumer) = (function_with("produce", &url).await, function_with("consume", &url).await);
-    for _ in 0..3 {
-        produce(&producer, &record).await.ok();
-    }
-    let (group, format) = (unique("group"), "&value_format=avro");
-    front.set(Door::Fails);
-    // What is known of the subject and its schema still serves.
-    produce(&producer, &record).await.ok();
-    unavailable(consume(&consumer, &topic, &group, format).await);
-    unavailable(consume(&consumer, &topic, &group, format).await);
-    // Other formats need no registry, and take nothing from this group.
-    assert_eq!(consume(&consumer, &topic, &unique("group"), "").await.messages().len(), 4);
-    front.set(Door::Open);
-    let consumer = function_with("consume", &url).await;
-    let read = consume(&consumer, &topic, &group, format).await;
-    assert_eq!(read.messages().len(), 4, "all that was there before");
-    assert!(read.messages().iter().all(|message| message["value"]["id"] == 1), "{read:?}");
-}
-
-#[tokio::test]
 async fn what_does_not_decode_comes_as_base64_and_says_why() {
     let consumer = with_registry("consume", &[]).await;
     let topic = topic(1).await;
@@ -395,26 +356,6 @@ async fn what_does_not_decode_comes_as_base64_and_says_why() {
 }
 
 #[tokio::test]
-async fn the_registry_is_asked_with_its_credentials_and_little() {
-    let topic = topic(1).await;
-    register(&format!("{topic}-value"), "AVRO", ORDER, &json!([])).await;
-    let record = json!({ "topic": topic, "value": { "id": 1, "total": 1, "lines": [] }, "value_format": "avro" });
-    for (credentials, header) in [("me:s3:cret", "Basic bWU6czM6Y3JldA=="), ("Bearer s3cret", "Bearer s3cret")] {
-        let front = Front::open(Some(header)).await;
-        let url = ("SCHEMA_REGISTRY_URL", front.url.as_str());
-        let producer = function_with("produce", &[url, ("SCHEMA_REGISTRY_CREDENTIALS", credentials)]).await;
-        assert_eq!(front.asked(), 0, "not before it is needed");
-        for _ in 0..10 {
-            produce(&producer, &record).await.ok();
-        }
-        assert_eq!(front.asked(), 2, "the latest version, and its schema");
-        let stranger = function_with("produce", &[url]).await;
-        assert_eq!(produce(&stranger, &record).await.code(), "schema_registry_unavailable");
-        assert!(!format!("{}{}", producer.log_text(), stranger.log_text()).contains("s3cret"));
-    }
-}
-
-#[tokio::test]
 async fn without_a_registry_the_formats_are_refused() {
     let (producer, consumer) = (function_with("produce", &[]).await, function_with("consume", &[]).await);
     let topic = topic(1).await;
@@ -424,40 +365,4 @@ async fn without_a_registry_the_formats_are_refused() {
         let answer = consume(&consumer, &topic, &unique("group"), &format!("&key_format={format}")).await;
         assert_eq!((answer.status, answer.code()), (400, "invalid_parameter"), "{answer:?}");
     }
-}
-
-#[tokio::test]
-async fn what_does_not_fit_may_be_kept_as_a_dead_letter() {
-    let keeper = with_registry("produce", &[("SCHEMA_ON_INVALID", "dlq")]).await;
-    let topic = topic(1).await;
-    register(&format!("{topic}-value"), "AVRO", ORDER, &json!([])).await;
-    let body = json!({
-        "topic": topic, "key": "k", "value": { "id": "x", "big": 9_007_199_254_740_993_i64 }, "value_format": "avro",
-        "headers": [{ "name": "a", "value": "1" }],
-    });
-    for offset in 0..2 {
-        let answer = produce(&keeper, &body).await;
-        assert_eq!(pointers(&answer, "9007199254740993"), ["/id"]);
-        let place = json!({ "topic": format!("{topic}.dlq"), "partition": 0, "offset": offset });
-        assert_eq!(answer.body["dead_letter"], place, "{answer:?}");
-    }
-    let letters = written(&format!("{topic}.dlq"), 2).await;
-    assert_eq!(bytes(&letters[0], "key"), b"k");
-    assert_eq!(bytes(&letters[0], "value"), br#"{"big":9007199254740993,"id":"x"}"#);
-    let headers = letters[0]["headers"].as_array().expect("headers");
-    let header = |name: &str| {
-        let found = headers.iter().find(|header| header[0] == name).unwrap_or_else(|| panic!("{name}: {headers:?}"));
-        String::from_utf8(STANDARD.decode(found[1].as_str().expect("base64")).expect("base64")).expect("text")
-    };
-    assert_eq!(
-        (header("a"), header("dlq.reason"), header("__connect.errors.topic")),
-        ("1".into(), "schema".into(), topic.clone())
-    );
-    // Nothing is kept of what is refused for another reason, and a good record goes where it belongs.
-    let mut good = body.clone();
-    good["value"] = json!({ "id": 1, "total": 1, "lines": [] });
-    assert_eq!(produce(&keeper, &good).await.ok()["offset"], 0);
-    let mut nowhere = body;
-    nowhere["topic"] = json!(unique("nowhere"));
-    assert_eq!(produce(&keeper, &nowhere).await.code(), "schema_not_found");
 }

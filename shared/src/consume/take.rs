@@ -16,6 +16,7 @@ use crate::config::Delivery;
 use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
 use crate::kafka::consumers::{SAY, blocking};
+use crate::kafka::decide::is_suspect;
 use crate::kafka::handover::{Ack, Ask, Slot, Taken};
 use crate::messages::choose;
 use crate::record::Record;
@@ -80,8 +81,8 @@ impl Session {
         for &seen in waiting {
             let Some(left) = left.get_mut(&seen.at.0).filter(|left| **left > 0) else { continue };
             let hint = self.parts.consumers.hint(&self.topics[seen.at.0].from, seen.at.1);
-            let oversized = hint.is_oversized(seen.from);
-            if oversized && !wishes.is_empty() {
+            let for_itself = hint.is_oversized(seen.from) || self.is_suspect(seen);
+            if for_itself && !wishes.is_empty() {
                 // It gets an answer for itself, as soon as it is the first.
                 continue;
             }
@@ -92,11 +93,22 @@ impl Session {
             let limit = seen.waiting().clamp(1, *left);
             *left -= limit;
             wishes.push((seen.clone(), slot, limit));
-            if oversized || wishes.len() == ABREAST {
+            if for_itself || wishes.len() == ABREAST {
                 break;
             }
         }
         Ok((wishes, lost))
+    }
+
+    /// Whether the next record of a partition must have the whole answer for itself, or nobody could tell whose fault it is
+    /// if that is not accepted. One that is given up need not be asked for.
+    fn is_suspect(&self, seen: &Seen) -> bool {
+        let most = self.parts.consumers.dead_letters.most(self.topic(seen.at)).filter(|_| self.terms.manual);
+        let known = seen.position.known(seen.from);
+        let deliveries = known.map_or(0, |mark| mark.deliveries(seen.from));
+        most.is_some_and(|most| {
+            is_suspect(deliveries, most) && !known.is_some_and(|mark| mark.is_hopeless(seen.from, most))
+        })
     }
 
     /// Takes records from the first of `waiting` that together may have enough.
@@ -115,6 +127,7 @@ impl Session {
         for (seen, mut slot, limit) in wishes {
             let (parts, formats, manual) = (Arc::clone(&self.parts), self.terms.wanted.formats, self.terms.manual);
             let (ack, origin, budget) = (self.ack(manual), self.origin(seen.at), budget / of_topic[&seen.at.0]);
+            let most = parts.consumers.dead_letters.most(self.topic(seen.at)).filter(|_| manual && !outcome.whole);
             let committing = Arc::new(AtomicBool::new(false));
             awaited.insert(seen.at, Arc::clone(&committing));
             let (deadline, runtime) = (self.deadline, Handle::current());
@@ -125,6 +138,12 @@ impl Session {
                 let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
                 let taken = slot.take(tools, dead_letters, &ask, |records, position, limit| {
                     let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
+                    let first = records.front().and_then(|first| Some((first.offset, position.known(first.offset)?)));
+                    let deliveries = first.map_or(0, |(offset, mark)| mark.deliveries(offset));
+                    if most.is_some_and(|most| is_suspect(deliveries, most)) {
+                        // Others have moved the position to a suspect since the look. It gets an answer for itself.
+                        return Ok(0);
+                    }
                     let attempt = |offset| manual.then(|| delivered(offset) + 1);
                     // Before anything is claimed: without the registry, the records stay where they are.
                     let rendering = parts.schemas.rendering(records.iter().take(limit), formats, deadline);

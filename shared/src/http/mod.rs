@@ -309,38 +309,4 @@ fn fits<'a>(route: &str, path: &'a str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ROUTES: &[Route] =
-        &[("GET", "/the/things"), ("GET", "/the/things/{thing}"), ("DELETE", "/the/things/{thing}")];
-
-    fn taken(method: &str, path: &str) -> Result<(&'static str, String), (Code, String)> {
-        let event = serde_json::json!({ "rawPath": path, "requestContext": { "http": { "method": method } } });
-        let request = Request::new(serde_json::from_value(event).expect("an event"));
-        let taken = route(ROUTES, &request).map(|(method, parameter)| (method, parameter.to_owned()));
-        taken.map_err(|error| (error.code(), error.members().get("allow").map_or(String::new(), ToString::to_string)))
-    }
-
-    #[test]
-    fn a_resource_has_a_path_for_all_and_one_for_each() {
-        assert_eq!(taken("GET", "/the/things"), Ok(("GET", String::new())));
-        assert_eq!(taken("DELETE", "/prod/v1/the/things/a%20b"), Ok(("DELETE", "a%20b".to_owned())));
-        assert_eq!(taken("GET", "/the/things/things"), Ok(("GET", "things".to_owned())));
-        assert_eq!(taken("DELETE", "/the/things"), Err((Code::MethodNotAllowed, "\"GET\"".to_owned())));
-        assert_eq!(taken("HEAD", "/the/things/a"), Err((Code::MethodNotAllowed, "\"GET, DELETE\"".to_owned())));
-        for path in [
-            "",
-            "/",
-            "things",
-            "/the/things/",
-            "/the/things/a/b",
-            "/the/thing",
-            "/xthe/things",
-            "/the/things//",
-            "/the/Things/a",
-        ] {
-            assert_eq!(taken("GET", path), Err((Code::RouteNotFound, String::new())), "{path}");
-        }
-    }
-}
+mod tests;

@@ -38,7 +38,7 @@ impl Cargo<'_> {
     ) -> Result<Option<Arc<Letters>>, Error> {
         match self {
             Self::Burial(burial) => Ok(burial.letters(slot, position, dying, until)?.map(Arc::new)),
-            Self::Return(letters) => Ok(Some(Arc::clone(letters))),
+            Self::Return(letters) => Ok(Some(Arc::clone(letters)).filter(|letters| !letters.list.is_empty())),
         }
     }
 

@@ -17,6 +17,9 @@ use crate::record::Record;
 /// What goes back in one transaction at most, but for a record that is larger.
 const BYTES: usize = 4 * 1024 * 1024;
 
+/// A dry run looks no further with less time left than this: it has other partitions to look at.
+const LAST: Duration = Duration::from_secs(1);
+
 /// How long the position may be pending before the function that left it so is taken to be dead.
 const UNSTABLE: Duration = Duration::from_secs(1);
 
@@ -33,6 +36,15 @@ pub struct Return {
     pub limit: usize,
 }
 
+/// What would go back.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// The offsets of the letters, and why each is one.
+    pub letters: Vec<(i64, Option<String>)>,
+    /// How many would be passed on the way.
+    pub skipped: usize,
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub enum Returned {
@@ -40,6 +52,8 @@ pub enum Returned {
     Letters {
         /// How many.
         count: usize,
+        /// How many were passed on the way, as their records never were in the topic. They stay letters.
+        skipped: usize,
         /// What their keys and values weigh.
         bytes: usize,
         /// The position.
@@ -55,7 +69,7 @@ pub enum Returned {
 
 impl Slot {
     /// Sends the next letters back, as many as one transaction takes, and moves the position behind them in that very
-    /// transaction. Blocks.
+    /// transaction. Letters whose records were never in the topic ([`dlq::was_written`]) are passed. Blocks.
     ///
     /// Errors: `413` for a first letter that the target does not take; nothing is moved then, as with any other error.
     pub fn redrive(&mut self, tools: Tools<'_>, back: &Return) -> Result<Returned, Error> {
@@ -68,13 +82,16 @@ impl Slot {
             seen => seen?,
         };
         let Some(from) = self.find(tools, back, &seen)? else { return Ok(Returned::Lost) };
-        let mut room = BYTES;
-        let fits = |record: &&Record| {
-            let rest = room.checked_sub(record.bytes());
-            room = rest.unwrap_or(0);
+        let (mut room, mut left) = (BYTES, back.limit);
+        let fits = |letter: &&Record| {
+            if !dlq::was_written(letter) {
+                return true;
+            }
+            let rest = room.checked_sub(letter.bytes()).zip(left.checked_sub(1));
+            (room, left) = rest.unwrap_or((0, 0));
             rest.is_some()
         };
-        let mut count = self.window.records().iter().take(back.limit).take_while(fits).count().max(1);
+        let mut count = self.window.records().iter().take_while(fits).count().max(1);
         if self.window.records().is_empty() {
             return Ok(Returned::Nothing(Box::new(seen)));
         }
@@ -83,8 +100,10 @@ impl Slot {
             let intent = Intent::Take { seen: seen.committed, from, next, without };
             match self.step(tools, &intent, Some(&seen), Some(&Cargo::Return(self.back(back, count)))) {
                 Ok(Stepped::Committed(mark)) => {
-                    let bytes = self.window.take(count).iter().map(Record::payload_bytes).sum();
-                    return Ok(Returned::Letters { count, bytes, committed: mark.offset });
+                    let letters = self.window.take(count);
+                    let back = || letters.iter().filter(|letter| dlq::was_written(letter));
+                    let (bytes, skipped) = (back().map(Record::payload_bytes).sum(), count - back().count());
+                    return Ok(Returned::Letters { count: count - skipped, skipped, bytes, committed: mark.offset });
                 }
                 Ok(Stepped::Refused(Verdict::Leased, _)) => {
                     let detail = "Somebody consumes the dead letters for this very group, and holds a lease on them";
@@ -99,14 +118,29 @@ impl Slot {
         }
     }
 
-    /// The letters that would go back next: their offsets, and why each is one. Commits nothing. Blocks.
-    pub fn letters(&mut self, tools: Tools<'_>, back: &Return) -> Result<Vec<(i64, Option<String>)>, Error> {
+    /// The letters that would go back next. Commits nothing. Blocks.
+    pub fn letters(&mut self, tools: Tools<'_>, back: &Return) -> Result<Shown, Error> {
         let seen = self.seen(tools)?;
-        if self.find(tools, back, &seen)?.is_none() {
-            return Err(Error::new(Code::BrokerUnavailable, "The dead letters are being removed; try again"));
+        let (mut shown, mut found) = (Shown::default(), self.find(tools, back, &seen)?);
+        loop {
+            if found.is_none() {
+                return Err(Error::new(Code::BrokerUnavailable, "The dead letters are being removed; try again"));
+            }
+            let count = self.window.records().len().min(back.limit - shown.letters.len());
+            for letter in self.window.take(count) {
+                if dlq::was_written(&letter) {
+                    shown.letters.push((letter.offset, dlq::reason(&letter)));
+                } else {
+                    shown.skipped += 1;
+                }
+            }
+            let next = self.window.offset_after(0);
+            let late = tools.until.saturating_duration_since(Instant::now()) < LAST;
+            if count == 0 || shown.letters.len() == back.limit || next >= back.end || late {
+                return Ok(shown);
+            }
+            found = self.find_from(tools, back, &seen, next)?;
         }
-        let records = self.window.records().iter().take(back.limit);
-        Ok(records.map(|record| (record.offset, dlq::reason(record))).collect())
     }
 
     fn seen(&self, tools: Tools<'_>) -> Result<Position, Error> {
@@ -117,10 +151,20 @@ impl Slot {
     /// Fills the window with the letters from the position on, or from the log's start: where that is. None, if the log's
     /// start moves away all the time.
     fn find(&mut self, tools: Tools<'_>, back: &Return, seen: &Position) -> Result<Option<i64>, Error> {
-        let mut from = match seen.committed {
+        let from = match seen.committed {
             Some(committed) => committed,
             None => self.start(tools.until)?,
         };
+        self.find_from(tools, back, seen, from)
+    }
+
+    fn find_from(
+        &mut self,
+        tools: Tools<'_>,
+        back: &Return,
+        seen: &Position,
+        mut from: i64,
+    ) -> Result<Option<i64>, Error> {
         for _ in 0..2 {
             let fetched = self.window.fill((from, &seen.done(from)), back.limit, BYTES, back.end, tools.until)?;
             if fetched == Fetched::Records {
@@ -131,14 +175,15 @@ impl Slot {
         Ok(None)
     }
 
-    /// The first letters of the window, as they go back.
+    /// Those of the first letters of the window that go back, as they do.
     fn back(&self, back: &Return, count: usize) -> Arc<Letters> {
         let unletter = |letter: &Record| {
             let mut record = dlq::unletter(letter, self.partition);
             record.partition = record.partition.filter(|partition| *partition < back.partitions);
             (letter.offset, record)
         };
-        let list = self.window.records().iter().take(count).map(unletter).collect();
+        let first = self.window.records().iter().take(count);
+        let list = first.filter(|letter| dlq::was_written(letter)).map(unletter).collect();
         Arc::new(Letters { topic: back.target.topic().clone(), list })
     }
 }
