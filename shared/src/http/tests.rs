@@ -53,6 +53,7 @@ struct Panics {
 
 impl Endpoint for Panics {
     const FUNCTION: &'static str = "panics";
+    const SCHEMAS: bool = false;
     const ROUTES: &'static [Route] = &[("POST", "/panics")];
     type Permission = May<Write>;
 
