@@ -46,7 +46,7 @@ const BURYING: [(Api, usize); 14] = [
 const REJECTED: [i64; 2] = [1, 2];
 
 /// A topic of the wire's broker, for one case alone.
-async fn records(wire: &Wire) -> String {
+pub(crate) async fn records(wire: &Wire) -> String {
     let server = wire.broker.bootstrap();
     let topic = topic_on(&server, 1, &[]).await;
     fill(&server, &topic, 1, usize::try_from(RECORDS).expect("small"));
@@ -54,7 +54,7 @@ async fn records(wire: &Wire) -> String {
 }
 
 /// Consumes up to the last record; the offsets in the order they came.
-async fn drain(wire: &Wire, topic: &str, group: &str) -> Vec<i64> {
+pub(crate) async fn drain(wire: &Wire, topic: &str, group: &str) -> Vec<i64> {
     let mut got = Vec::new();
     for _ in 0..CALLS {
         if got.last() == Some(&(RECORDS - 1)) {
