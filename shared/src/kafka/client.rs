@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
-use rdkafka::bindings::rd_kafka_brokers_add;
+use rdkafka::bindings::{rd_kafka_brokers_add, rd_kafka_flush};
 use rdkafka::client::{Client as Inner, NativeClient};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -253,6 +253,21 @@ impl<K: Kind> Client<K> {
     fn log_in(&self) {
         if let (Some(iam), Some(kind)) = (&self.iam, &self.kind) {
             iam.give(kind.native(), &self.given);
+        }
+    }
+}
+
+impl Client<FutureProducer<Context>> {
+    /// Sends what waits for company, and waits until nothing is on its way. rdkafka's own `flush` asks librdkafka again and
+    /// again for no time at all, and only while it is asked does nothing wait: what is sent then is sent by luck.
+    #[allow(unsafe_code)]
+    pub(super) fn send_all(&self, patience: Duration) -> Result<(), KafkaError> {
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the client lives as long as it is borrowed, and librdkafka may be asked from any thread. Reports are taken
+        // by the producer's own thread meanwhile.
+        match unsafe { rd_kafka_flush(self.client().native_ptr(), patience) }.into() {
+            RDKafkaErrorCode::NoError => Ok(()),
+            code => Err(KafkaError::Flush(code)),
         }
     }
 }

@@ -292,7 +292,7 @@ impl Producer {
     /// Waits until nothing is on its way, for at most `patience`.
     pub async fn flush(&self, patience: Duration) {
         let client = self.client();
-        let flushed = tokio::task::spawn_blocking(move || client.flush(patience)).await;
+        let flushed = tokio::task::spawn_blocking(move || client.send_all(patience)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "records were still on their way at the end");
         }

@@ -64,7 +64,7 @@ impl Ratio {
 
     /// The value with its unit.
     pub(crate) fn shown(&self) -> String {
-        let space = if self.unit == "×" { "" } else { " " };
+        let space = if matches!(self.unit, "×" | "") { "" } else { " " };
         format!("{:.2}{space}{}", self.value, self.unit)
     }
 }
