@@ -144,11 +144,11 @@ fn time_left(deadline_ms: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Command, ExitStatus, Stdio};
 
     use serde::Deserialize;
     use serde_json::{Value, json};
-    use tokio::sync::mpsc::UnboundedReceiver;
+    use tokio::sync::mpsc::{self, UnboundedReceiver};
 
     use super::*;
     use crate::config::MetricsConfig;
@@ -157,6 +157,9 @@ mod tests {
 
     /// So long a test waits for what must come. Only a defect takes it.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The request for an event.
+    const NEXT: &str = "GET /2018-06-01/runtime/invocation/next";
 
     #[derive(Deserialize)]
     struct Asked {
@@ -216,6 +219,18 @@ mod tests {
         timeout(PATIENCE, requests.recv()).await.expect("the request comes").expect("the server lives")
     }
 
+    /// Gives an event to who has asked for one.
+    async fn deliver(to: Held, payload: Value) {
+        // Beyond the test's patience, so that nobody is saved by it.
+        let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + 10 * PATIENCE;
+        let deadline = deadline.as_millis();
+        let headers = format!(
+            "200 OK\r\nLambda-Runtime-Aws-Request-Id: r-1\r\nLambda-Runtime-Deadline-Ms: {deadline}\r\n\
+             Lambda-Runtime-Invoked-Function-Arn: arn"
+        );
+        to.answer(&headers, &payload.to_string()).await;
+    }
+
     impl Sandbox {
         async fn start(pushing: bool, variables: &[(&str, &str)]) -> Self {
             let (lambda_url, lambda) = fake_server::start().await;
@@ -241,20 +256,29 @@ mod tests {
             Self { function, lambda, runtime: None, extension: None, registered, pushes }
         }
 
+        /// Takes what the sandbox's extension asks of Lambda; anything else comes back.
+        async fn of_extension(&mut self, call: Held) -> Option<Held> {
+            match call.line.as_str() {
+                "POST /2020-01-01/extension/register" => {
+                    assert!(self.runtime.is_none(), "registered too late");
+                    self.registered.push(call.body.clone());
+                    let body = r#"{"functionName": "produce", "functionVersion": "1", "handler": "bootstrap"}"#;
+                    call.answer("200 OK\r\nLambda-Extension-Identifier: e-1", body).await;
+                }
+                "GET /2020-01-01/extension/event/next" => self.extension = Some(call),
+                _ => return Some(call),
+            }
+            None
+        }
+
         /// Takes what the sandbox asks of Lambda, up to its next answer to an invocation or until it may be frozen.
         async fn until_answered_or_frozen(&mut self) -> Option<Held> {
             while self.runtime.is_none() || self.extension.is_none() {
                 let call = next(&mut self.lambda).await;
-                match call.line.as_str() {
-                    "POST /2020-01-01/extension/register" => {
-                        assert!(self.runtime.is_none(), "registered too late");
-                        self.registered.push(call.body.clone());
-                        let body = r#"{"functionName": "produce", "functionVersion": "1", "handler": "bootstrap"}"#;
-                        call.answer("200 OK\r\nLambda-Extension-Identifier: e-1", body).await;
-                    }
-                    "GET /2020-01-01/extension/event/next" => self.extension = Some(call),
-                    "GET /2018-06-01/runtime/invocation/next" => self.runtime = Some(call),
-                    _ => return Some(call),
+                match self.of_extension(call).await {
+                    Some(call) if call.line == NEXT => self.runtime = Some(call),
+                    Some(call) => return Some(call),
+                    None => {}
                 }
             }
             None
@@ -269,15 +293,21 @@ mod tests {
         /// Invokes the function, and returns its answer, which Lambda has not taken yet.
         async fn invoke(&mut self, payload: Value) -> Held {
             self.frozen().await;
-            // Beyond the test's patience, so that nobody is saved by it.
-            let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + 10 * PATIENCE;
-            let deadline = deadline.as_millis();
-            let headers = format!(
-                "200 OK\r\nLambda-Runtime-Aws-Request-Id: r-1\r\nLambda-Runtime-Deadline-Ms: {deadline}\r\n\
-                 Lambda-Runtime-Invoked-Function-Arn: arn"
-            );
-            self.runtime.take().expect("frozen").answer(&headers, &payload.to_string()).await;
+            deliver(self.runtime.take().expect("frozen"), payload).await;
             self.until_answered_or_frozen().await.expect("an answer before the next call")
+        }
+
+        /// Takes what a sandbox of many calls asks of Lambda, until so many of its loops wait for an event.
+        async fn loops(&mut self, abreast: usize) -> Vec<Held> {
+            let mut waiting = Vec::new();
+            while waiting.len() < abreast || self.extension.is_none() {
+                let call = next(&mut self.lambda).await;
+                if let Some(call) = self.of_extension(call).await {
+                    assert_eq!(call.line, NEXT);
+                    waiting.push(call);
+                }
+            }
+            waiting
         }
 
         /// Ends the sandbox, and returns what it logged.
@@ -287,12 +317,18 @@ mod tests {
             if push {
                 next(&mut self.pushes).await.answer("200 OK", "").await;
             }
+            let (log, ended) = self.ended().await;
+            assert!(ended.success(), "{log}");
+            log
+        }
+
+        /// Waits until the sandbox has ended: what it logged, and how it ended.
+        async fn ended(mut self) -> (String, ExitStatus) {
             let mut log = String::new();
             let mut errors = self.function.stderr.take().expect("piped");
             let log = tokio::task::spawn_blocking(move || errors.read_to_string(&mut log).map(|_| log));
             let log = timeout(PATIENCE, log).await.expect("it ends").expect("no panic").expect("text");
-            assert!(self.function.wait().expect("ended").success(), "{log}");
-            log
+            (log, self.function.wait().expect("ended"))
         }
     }
 
@@ -354,9 +390,52 @@ mod tests {
     async fn without_a_pushgateway_there_is_no_extension() {
         let mut sandbox = Sandbox::start(false, &[]).await;
         let first = next(&mut sandbox.lambda).await;
-        assert_eq!(first.line, "GET /2018-06-01/runtime/invocation/next");
+        assert_eq!(first.line, NEXT);
         let log = sandbox.end(false).await;
         assert!(log.contains("\"message\":\"flushed\""), "{log}");
+    }
+
+    /// A sandbox of Lambda Managed Instances.
+    const SIDE_BY_SIDE: [(&str, &str); 2] =
+        [("AWS_LAMBDA_INITIALIZATION_TYPE", "lambda-managed-instances"), ("AWS_LAMBDA_MAX_CONCURRENCY", "8")];
+
+    #[tokio::test]
+    async fn where_calls_come_side_by_side_a_timer_pushes_and_no_answer_does() {
+        let mut sandbox = Sandbox::start(true, &SIDE_BY_SIDE).await;
+        let mut waiting = sandbox.loops(8).await;
+        for pushed in [false, true] {
+            deliver(waiting.pop().expect("a loop"), json!({"act": "answer"})).await;
+            let answer = next(&mut sandbox.lambda).await;
+            assert_eq!(answer.line, "POST /2018-06-01/runtime/invocation/r-1/response");
+            answer.answer("202 Accepted", "").await;
+            waiting.extend(sandbox.loops(1).await);
+            assert!(sandbox.pushes.try_recv().is_err(), "an answer is no reason to push");
+            if !pushed {
+                let push = next(&mut sandbox.pushes).await;
+                let counted = "kafka_gateway_requests_total{function=\"produce\",topic=\"\",status=\"200\"} 1\n";
+                assert!(push.body.contains(counted), "{}", push.body);
+                push.answer("200 OK", "").await;
+            }
+        }
+        assert_eq!(waiting.len(), 8, "all of them wait again");
+        let log = sandbox.end(true).await;
+        assert!(log.contains("\"message\":\"flushed\""), "{log}");
+    }
+
+    #[tokio::test]
+    async fn a_runtime_api_that_goes_away_ends_the_process_which_pushes_and_flushes() {
+        for (variables, abreast) in [(&[][..], 1), (&SIDE_BY_SIDE, 8)] {
+            let mut sandbox = Sandbox::start(true, variables).await;
+            let waiting = sandbox.loops(abreast).await;
+            // From now on every connection is closed as soon as something is asked on it.
+            sandbox.lambda = mpsc::unbounded_channel().1;
+            sandbox.extension = None;
+            drop(waiting);
+            next(&mut sandbox.pushes).await.answer("200 OK", "").await;
+            let (log, ended) = sandbox.ended().await;
+            assert!(!ended.success(), "{abreast} abreast: {log}");
+            assert!(log.contains("\"message\":\"flushed\""), "{abreast} abreast: {log}");
+        }
     }
 
     #[test]

@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use crate::consume::{committed, raw_consumer, values};
 use crate::kit::problem;
 use crate::wire::ACKNOWLEDGE;
-use crate::world::{Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, unique};
+use crate::world::{
+    Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, unique, until,
+};
 
 const PARTITIONS: i32 = 3;
 
@@ -323,8 +325,7 @@ async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
     let refused = tokio::time::timeout(PATIENCE, drained).await.expect("nothing is left");
     assert_eq!((refused.status, refused.code()), (503, "broker_unavailable"), "{refused:?}");
     cluster.broker(3).start().await.expect("it starts again");
-    let back = async { while consume(&consumer, &topic, &group, "").await.status != 200 {} };
-    tokio::time::timeout(PATIENCE, back).await.expect("it is back");
+    until(&[200], async || consume(&consumer, &topic, &group, "").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

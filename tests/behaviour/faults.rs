@@ -1,12 +1,15 @@
 //! Brokers that are away, paused, restarted: the right status within the deadline, and nothing lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::{Event, Stack};
 
-use crate::consume::{committed, fill};
-use crate::world::{Answer, PRODUCE, consume, function_with, produce, topic_on, unique};
+use crate::consume::{committed, fill, offsets};
+use crate::fetch::FETCH;
+use crate::seek::SEEK;
+use crate::wire::{ACKNOWLEDGE, Wire};
+use crate::world::{Answer, CONSUME, PRODUCE, call, consume, function_with, produce, topic_on, unique, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_comes_back_is_found_again() {
@@ -39,20 +42,15 @@ async fn a_broker_that_comes_back_is_found_again() {
     broker.start().await.expect("the broker starts again");
     // A killed broker's own recovery may take a call or two; then all of them work, the late ones as well.
     for function in [&producer, &late_producer] {
-        while produce(function, &json!({ "topic": topic, "value": "after" })).await.status != 200 {}
+        until(&[200], async || produce(function, &json!({ "topic": topic, "value": "after" })).await).await;
     }
-    let mut offsets: Vec<i64> = Vec::new();
+    let mut got: Vec<i64> = Vec::new();
     for function in [&consumer, &late_consumer] {
-        loop {
-            let answer = consume(function, &topic, &group, "&limit=4").await;
-            if answer.status == 200 {
-                offsets.extend(answer.messages().iter().map(|message| message["offset"].as_i64().expect("an offset")));
-                break;
-            }
-        }
+        let answer = until(&[200], async || consume(function, &topic, &group, "&limit=4").await).await;
+        got.extend(offsets(answer.messages()));
     }
-    assert!(offsets.windows(2).all(|pair| pair[0] < pair[1]), "none twice: {offsets:?}");
-    assert_eq!(committed(&server, &group, &topic, 0), offsets.last().map(|last| last + 1));
+    assert!(got.windows(2).all(|pair| pair[0] < pair[1]), "none twice: {got:?}");
+    assert_eq!(committed(&server, &group, &topic, 0), got.last().map(|last| last + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,13 +73,12 @@ async fn a_broker_that_hangs_is_an_error_within_the_deadline() {
     broker.resume().await;
     let mut last = -1;
     while handed_out < 21 {
-        let answer = consume(&consumer, &topic, &group, "&limit=5").await;
-        if answer.status != 200 {
-            assert!([503, 504].contains(&answer.status), "{answer:?}");
-            continue;
-        }
-        for message in answer.messages() {
-            let offset = message["offset"].as_i64().expect("an offset");
+        let answer = until(&[200], async || {
+            let answer = consume(&consumer, &topic, &group, "&limit=5").await;
+            assert!([200, 503, 504].contains(&answer.status), "{answer:?}");
+            answer
+        });
+        for offset in offsets(answer.await.messages()) {
             assert!(offset > last, "none twice");
             last = offset;
         }
@@ -110,7 +107,7 @@ async fn a_record_whose_call_was_answered_is_not_written_when_the_sandbox_thaws(
     broker.start().await.expect("the broker starts again");
     producer.thaw();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    while produce(&producer, &json!({ "topic": topic, "value": "1" })).await.status != 200 {}
+    until(&[200], async || produce(&producer, &json!({ "topic": topic, "value": "1" })).await).await;
     produce(&producer, &json!({ "topic": topic, "value": "2" })).await.ok();
 
     let consumer = function_with("consume", &[("KAFKA_BOOTSTRAP_SERVERS", server.as_str())]).await;
@@ -141,6 +138,66 @@ async fn a_sandbox_that_was_frozen_across_a_restart_of_the_broker_goes_on() {
     // The connections are dead, and the claim's transaction coordinator has forgotten nothing.
     produce(&producer, &json!({ "topic": topic, "value": "21" })).await.ok();
     let answer = consume(&consumer, &topic, &group, "&limit=100").await;
-    let offsets: Vec<i64> = answer.messages().iter().filter_map(|message| message["offset"].as_i64()).collect();
-    assert_eq!(offsets, (5..22).collect::<Vec<_>>());
+    assert_eq!(offsets(answer.messages()), (5..22).collect::<Vec<_>>());
+}
+
+/// How long a sandbox may take until it is right again after all its connections have died in silence: librdkafka finds that
+/// out after `socket.timeout.ms` (3 s), for each client when it is used.
+const RIGHT_AGAIN: Duration = Duration::from_secs(20);
+
+/// Lets a sandbox have connections, and freezes it. They die in silence; it goes on, and is called until it answers with 200.
+/// Its first and its last answer.
+async fn across_silence(wire: &Wire, name: &str, before: Event, after: Event) -> (Answer, Answer) {
+    let (function, id) = wire.victim(name).await;
+    let first = call(&function, before).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    assert!(function.idle(Duration::from_secs(5)).await);
+    function.freeze();
+    wire.proxy.forget(&id);
+    // By then what was fetched ahead is too old, too.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    function.thaw();
+    let begun = Instant::now();
+    // Each answer in its time, which `call` looks at; those that are no success say that nothing was done.
+    let last = until(&[200], async || {
+        let answer = call(&function, after.clone()).await;
+        println!("{name}: {}, {:?} after the thaw", answer.status, begun.elapsed());
+        assert!(answer.status == 200 || answer.code() == "broker_unavailable", "{answer:?}");
+        answer
+    });
+    let last = last.await;
+    assert!(begun.elapsed() < RIGHT_AGAIN, "{name}: {:?}", begun.elapsed());
+    (first, last)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_die_in_silence_while_a_sandbox_is_frozen_cost_seconds_and_no_record() {
+    let wire = Wire::shared().await;
+    let server = wire.broker.bootstrap();
+    let (topic, [group, leases, sought]) = (topic_on(&server, 1, &[]).await, ["a", "b", "c"].map(unique));
+    fill(&server, &topic, 1, 20);
+    let reading = |path: &str, more: &str| Event::get(path).query(&format!("topic={topic}&limit=4{more}"));
+    let consuming = || reading(CONSUME, &format!("&group_id={group}"));
+    let fetching = || reading(FETCH, "&offset=7");
+    let record = |value: &str| Event::post(PRODUCE).json(&json!({ "topic": topic, "value": value }));
+    let held = consume(&wire.consumer, &topic, &leases, "&ack=manual&lease_ms=120000&limit=4").await.ok();
+    let token = &held["lease"]["token"];
+    let accept = |last: i64| json!({ "token": token, "type": "accept", "through": { "0": last } });
+    let accepting = |last: i64| Event::post(ACKNOWLEDGE).json(&accept(last));
+    let moving =
+        |to: i64| Event::post(SEEK).json(&json!({ "group_id": sought, "topic": topic, "partitions": { "0": to } }));
+    let (consumed, fetched, written, _, _) = tokio::join!(
+        across_silence(wire, "consume", consuming(), consuming()),
+        across_silence(wire, "fetch", fetching(), fetching()),
+        across_silence(wire, "produce", record("20"), record("21")),
+        across_silence(wire, "acknowledge", accepting(1), accepting(3)),
+        across_silence(wire, "seek", moving(3), moving(5)),
+    );
+    assert_eq!(offsets(consumed.0.messages()), [0, 1, 2, 3]);
+    assert_eq!(offsets(consumed.1.messages()), [4, 5, 6, 7], "each once, and none is skipped");
+    assert_eq!(fetched.0.body, fetched.1.body);
+    assert_eq!([&written.0.body["offset"], &written.1.body["offset"]], [20, 21], "each once");
+    for (group, position) in [(&group, 8), (&leases, 4), (&sought, 5)] {
+        assert_eq!(committed(&server, group, &topic, 0), Some(position));
+    }
 }

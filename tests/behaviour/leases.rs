@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 use tokio::sync::Mutex;
 
 use crate::consume::{committed, fill, offsets, values};
+use crate::issuer::{Issuer, OURS};
 use crate::world::{Answer, CONSUME, call, consume, function, topic, topic_on, unique};
 
 const ACKNOWLEDGE: &str = "/kafka/consumer/acknowledge";
@@ -86,6 +89,12 @@ async fn an_expired_lease_is_taken_over_and_a_renewed_one_is_not() {
     let (stack, topic, group) = (Stack::shared().await, topic(2).await, unique("group"));
     fill(&stack.bootstrap(), &topic, 2, 10);
     let (consumer, acker) = (function("consume").await, function("acknowledge").await);
+    // Of another group, the lease that is renewed.
+    let other = unique("group");
+    let kept = consume(&consumer, &topic, &other, "&ack=manual&lease_ms=1500").await;
+    assert_eq!(kept.messages().len(), 10);
+    let longer = json!({ "token": token(&kept), "type": "renew", "lease_ms": 120_000 });
+    acknowledge(&acker, &longer).await.ok();
     // Both partitions under one token; one is settled before the lease expires.
     let first = consume(&consumer, &topic, &group, "&ack=manual&lease_ms=1500").await;
     assert_eq!(first.messages().len(), 10);
@@ -107,6 +116,12 @@ async fn an_expired_lease_is_taken_over_and_a_renewed_one_is_not() {
         .collect();
     assert_eq!(by_partition, BTreeMap::from([(0, &json!("accepted")), (1, &json!("lost"))]));
     acknowledge(&acker, &json!({ "token": token(&second), "type": "accept" })).await.ok();
+    // It was given before that one, for a shorter time, and would be over by now.
+    for more in ["&ack=manual&timeout_ms=0", "&timeout_ms=0"] {
+        assert!(consume(&consumer, &topic, &other, more).await.messages().is_empty(), "renewed");
+    }
+    let accepted = acknowledge(&acker, &json!({ "token": token(&kept), "type": "accept" })).await.ok();
+    assert!(accepted["results"].as_array().is_some_and(|all| all.iter().all(|it| it["committed"] == 5)), "{accepted}");
 }
 
 #[tokio::test]
@@ -142,6 +157,109 @@ async fn a_token_is_good_for_its_principal_and_nothing_else() {
     }
     assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), Some(0), "none of these has settled anything");
     acknowledge(&acker, &accept).await.ok();
+}
+
+/// A token with other words in it (none, for a null), and the same secret.
+fn forged(token: &str, words: &Value) -> String {
+    let text = URL_SAFE_NO_PAD.decode(token).expect("base64");
+    let mut text: Value = serde_json::from_slice(&text).expect("JSON");
+    let members = text.as_object_mut().expect("an object");
+    members.extend(words.as_object().expect("an object").clone());
+    members.retain(|_, member| !member.is_null());
+    URL_SAFE_NO_PAD.encode(text.to_string())
+}
+
+#[tokio::test]
+async fn a_token_that_is_made_to_name_other_places_is_lost_there() {
+    let (stack, one, two) = (Stack::shared().await, topic(2).await, topic(1).await);
+    let (group, other) = (unique("group"), unique("group"));
+    let server = stack.bootstrap();
+    fill(&server, &one, 2, 10);
+    fill(&server, &two, 1, 5);
+    let (consumer, acker) = (function("consume").await, function("acknowledge").await);
+    let leasing = async |topic: &str, group: &str| {
+        let answer = consume(&consumer, topic, group, "&ack=manual&lease_ms=120000&limit=1").await;
+        (token(&answer).to_owned(), answer.messages()[0]["partition"].as_i64().expect("a partition"))
+    };
+    // The same caller's leases: of a partition, of its neighbour, in another topic, and in another group.
+    let (mine, partition) = leasing(&one, &group).await;
+    let (neighbour, next) = leasing(&one, &group).await;
+    let (elsewhere, _) = leasing(&two, &group).await;
+    let mut others = [leasing(&one, &other).await, leasing(&one, &other).await];
+    assert_eq!(partition + next, 1, "both partitions");
+    others.sort_by_key(|(_, partition)| *partition);
+    let moved = || {
+        let places = [(&group, &one, 0), (&group, &one, 1), (&group, &two, 0), (&other, &one, 0), (&other, &one, 1)];
+        places.map(|(group, topic, partition)| committed(&server, group, topic, partition))
+    };
+    for (words, all) in [
+        (json!({ "t": two, "p": [0] }), false),
+        (json!({ "p": [next] }), false),
+        (json!({ "g": other }), false),
+        (json!({ "g": unique("group") }), false),
+        (json!({ "p": [partition, next] }), true),
+        (json!({ "v": 2, "t": { &one: [partition], &two: [0] }, "p": null }), true),
+    ] {
+        let text = forged(&mine, &words);
+        // To renew its own lease moves nothing either.
+        let kinds: &[&str] = if all { &["renew"] } else { &["accept", "release", "reject", "renew"] };
+        for kind in kinds {
+            let answer = acknowledge(&acker, &json!({ "token": text, "type": kind })).await;
+            assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{kind} of {words}");
+            let results = answer.body["results"].as_array().expect("results");
+            let lost = results.iter().filter(|result| result["status"] == "lost").count();
+            assert_eq!((results.len(), lost), (1 + usize::from(all), 1), "{kind} of {words}: {}", answer.body);
+            assert_eq!(moved(), [Some(0); 5], "{kind} of {words}");
+        }
+    }
+    for (text, code) in [
+        (forged(&mine, &json!({ "t": "__consumer_offsets" })), "topic_forbidden"),
+        (forged(&mine, &json!({ "g": "" })), "invalid_parameter"),
+        (forged(&mine, &json!({ "v": 3 })), "invalid_parameter"),
+        (forged(&mine, &json!({ "p": [-1] })), "invalid_parameter"),
+    ] {
+        assert_eq!(acknowledge(&acker, &json!({ "token": text, "type": "accept" })).await.code(), code);
+    }
+    // None of the leases has suffered.
+    for text in [&mine, &neighbour, &elsewhere, &others[0].0, &others[1].0] {
+        acknowledge(&acker, &json!({ "token": text, "type": "accept" })).await.ok();
+    }
+    assert_eq!(moved(), [Some(1); 5]);
+}
+
+#[tokio::test]
+async fn permission_is_looked_at_again_whatever_a_token_says() {
+    let (stack, topic) = (Stack::shared().await, topic(1).await);
+    let (group, other) = (unique("group"), unique("group"));
+    let server = stack.bootstrap();
+    fill(&server, &topic, 1, 5);
+    let issuer = Issuer::start().await;
+    let (consumer, acker) =
+        tokio::join!(issuer.function("consume", &server, &[]), issuer.function("acknowledge", &server, &[]));
+    // The same caller each time, by `sub`; what is different are the roles.
+    let event = Event::get(CONSUME).query(&format!("topic={topic}&group_id={group}&ack=manual&lease_ms=120000"));
+    let bearer = issuer.token(&OURS, "ours", &["kafka_consumer:read"]);
+    let leased = Answer::read(&consumer.invoke(event.bearer(&bearer).build()).await);
+    assert_eq!(leased.messages().len(), 5);
+    let settle = async |role: &str, kind: &str, text: &str| {
+        let bearer = issuer.token(&OURS, "ours", &[role]);
+        let event = Event::post(ACKNOWLEDGE).json(&json!({ "token": text, "type": kind })).bearer(&bearer);
+        Answer::read(&acker.invoke(event.build()).await)
+    };
+    let of_other = format!("kafka_consumer:read:{topic}:{other}");
+    for kind in ["accept", "release", "reject", "renew"] {
+        for role in [of_other.clone(), format!("kafka_consumer:read:{other}:{group}"), format!("{of_other}:{group}")] {
+            let answer = settle(&role, kind, token(&leased)).await;
+            assert_eq!((answer.status, answer.code()), (403, "topic_forbidden"), "{kind} by {role}");
+        }
+        assert_eq!(settle("kafka_producer:write", kind, token(&leased)).await.code(), "forbidden", "{kind}");
+        // In the group that this role has, the token is good for nothing.
+        let answer = settle(&of_other, kind, &forged(token(&leased), &json!({ "g": other }))).await;
+        assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{kind}");
+    }
+    assert_eq!(committed(&server, &group, &topic, 0), Some(0));
+    let role = format!("kafka_consumer:read:{topic}:{group}");
+    assert_eq!(settle(&role, "accept", token(&leased)).await.ok()["results"][0]["committed"], 5);
 }
 
 #[tokio::test]

@@ -51,3 +51,4 @@ mod side_by_side;
 mod smoke;
 mod steps;
 mod topics;
+mod undecided;

@@ -27,7 +27,7 @@ pub(crate) const GROUP: &str = "kafka-gateway-redrive";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-async fn redrive(function: &Function, topic: &str, more: &Value) -> Answer {
+pub(crate) async fn redrive(function: &Function, topic: &str, more: &Value) -> Answer {
     let mut body = json!({ "dlq_topic": format!("{topic}.dlq") });
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     call(function, Event::post(REDRIVE).json(&body)).await
@@ -75,7 +75,7 @@ pub(crate) fn all(server: &str, topic: &str) -> Vec<(i32, Raw)> {
 }
 
 /// The values of a topic, which are numbers, sorted.
-fn numbers(server: &str, topic: &str) -> Vec<usize> {
+pub(crate) fn numbers(server: &str, topic: &str) -> Vec<usize> {
     let text = |value: Option<Vec<u8>>| String::from_utf8(value.expect("a value")).expect("text");
     let mut numbers: Vec<usize> =
         all(server, topic).into_iter().map(|(_, record)| text(record.value).parse().expect("a number")).collect();

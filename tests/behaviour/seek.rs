@@ -13,7 +13,9 @@ use tests::{Event, Function, Stack};
 
 use crate::consume::{committed, fill, offsets, raw_consumer, values};
 use crate::kit::refused;
-use crate::world::{Answer, admin, applies_since, call, consume, function, function_with, produce, topic, unique};
+use crate::world::{
+    Answer, admin, applies_since, call, consume, function, function_with, produce, topic, unique, until,
+};
 
 /// The route of `seek`.
 pub(crate) const SEEK: &str = "/kafka/consumer/seek";
@@ -182,9 +184,7 @@ async fn a_group_with_live_members_is_not_moved() {
         assert_eq!(answer.body["results"], results);
         assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), None, "{protocol}");
         drop(member);
-        while seek(&seeker, &body).await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        until(&[200], async || seek(&seeker, &body).await).await;
         assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), Some(5), "{protocol}");
     }
 }

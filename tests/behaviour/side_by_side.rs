@@ -10,6 +10,9 @@ use crate::world::{consume, function_with, produce, topic, unique};
 
 const SETTINGS: [(&str, &str); 1] = [("AWS_LAMBDA_MAX_CONCURRENCY", "64")];
 
+/// How long a record waits for company: one by one, 64 calls would take a minute, and each of them is to end in its own time.
+const LINGER: (&str, &str) = ("KAFKA_PROPERTIES", "linger.ms=1000");
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_calls_at_once_get_each_record_once() {
     const RECORDS: usize = 3000;
@@ -33,12 +36,14 @@ async fn sixty_four_calls_at_once_get_each_record_once() {
     let mut all: Vec<usize> = running.join_all().await.into_iter().flatten().collect();
     all.sort_unstable();
     assert_eq!(all, (0..RECORDS).collect::<Vec<_>>());
+    // In the end all of them wait, for two seconds each, and none for another: `call` looks at the time.
+    assert_eq!(consumer.most_at_once(), 64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_records_at_once_have_each_their_receipt() {
     let topic = topic(1).await;
-    let producer = Arc::new(function_with("produce", &SETTINGS).await);
+    let producer = Arc::new(function_with("produce", &[SETTINGS[0], LINGER]).await);
     let mut running = tokio::task::JoinSet::new();
     for n in 0..64 {
         let (producer, topic) = (Arc::clone(&producer), topic.clone());
@@ -50,6 +55,7 @@ async fn sixty_four_records_at_once_have_each_their_receipt() {
     let mut all: Vec<i64> = running.join_all().await;
     all.sort_unstable();
     assert_eq!(all, (0..64).collect::<Vec<_>>());
+    assert_eq!(producer.most_at_once(), 64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,9 @@ use crate::consume::{committed, fill};
 use crate::fetch::fetch;
 use crate::kit::refused;
 use crate::secured::{SECURED, function_as, secured};
-use crate::world::{Answer, applies_since, call, consume, function, function_with, produce, topic, topic_on, unique};
+use crate::world::{
+    Answer, applies_since, call, consume, function, function_with, produce, topic, topic_on, unique, until,
+};
 
 /// The route of `topics`.
 pub(crate) const TOPICS: &str = "/kafka/topics";
@@ -320,8 +322,8 @@ async fn a_broker_that_is_away_leaves_the_outcome_open() {
         assert_eq!(answer.body["outcome"] == "unknown", open, "{answer:?}");
     }
     broker.resume().await;
-    while call(&topics, Event::get(TOPICS)).await.status != 200 {}
+    until(&[200], async || call(&topics, Event::get(TOPICS)).await).await;
     // Whatever came of it, the same call again ends it.
-    while ![201, 409].contains(&create(&topics, &json!({ "topic": "late" })).await.status) {}
-    while ![204, 404].contains(&delete(&topics, "late").await.status) {}
+    until(&[201, 409], async || create(&topics, &json!({ "topic": "late" })).await).await;
+    until(&[204, 404], async || delete(&topics, "late").await).await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +16,12 @@ use tests::{Event, Function, Stack, kafka_since, kafka_version, progress};
 pub(crate) const PRODUCE: &str = "/kafka/producer/produce";
 /// The route of `consume`.
 pub(crate) const CONSUME: &str = "/kafka/consumer/consume";
+
+/// What a call may take longer than it was given, where the machine is busy.
+const SLACK: Duration = Duration::from_secs(10);
+
+/// Only a defect takes as long.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A name that no other test uses.
 pub(crate) fn unique(prefix: &str) -> String {
@@ -44,7 +50,9 @@ pub(crate) async fn topic_on(bootstrap: &str, partitions: i32, configs: &[(&str,
         let metadata = admin.inner().fetch_metadata(Some(&name), Duration::from_secs(10)).expect("metadata");
         metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
     };
+    let begun = Instant::now();
     while !known() {
+        assert!(begun.elapsed() < PATIENCE, "the broker does not know {name}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     name
@@ -105,6 +113,8 @@ impl Answer {
         for member in ["type", "title", "detail", "error_code", "retryable", "request_id"] {
             assert!(!self.body[member].is_null(), "{member}: {self:?}");
         }
+        let retry_after = self.headers["retry-after"].as_str().and_then(|after| after.parse::<u32>().ok());
+        assert_eq!(retry_after.is_some_and(|seconds| seconds > 0), matches!(self.status, 429 | 503), "{self:?}");
         self.body["code"].as_str().expect("a code")
     }
 
@@ -124,10 +134,34 @@ pub(crate) fn applies_since(major: u32, minor: u32, what: &str) -> bool {
     applies
 }
 
-/// Calls a function with a token of `gateway-full`.
+/// Calls a function with a token of `gateway-full`. It must answer within the time that it was given.
 pub(crate) async fn call(function: &Function, event: Event) -> Answer {
     let token = Stack::shared().await.token("gateway-full").await;
-    Answer::read(&function.invoke(event.bearer(&token).build()).await)
+    let event = event.bearer(&token).build();
+    let given = function.request_timeout() + asked(&event) + SLACK;
+    let (took, answer) = function.invoke_served(event).await;
+    assert!(took <= given, "an answer after {took:?}, which was to come within {given:?}: {answer}");
+    Answer::read(&answer)
+}
+
+/// How long a call asks to wait for records: `timeout_ms`, or its default.
+fn asked(event: &Value) -> Duration {
+    let in_query = event["queryStringParameters"]["timeout_ms"].as_str().and_then(|ms| ms.parse().ok());
+    let in_body = || serde_json::from_str::<Value>(event["body"].as_str()?).ok()?["timeout_ms"].as_u64();
+    Duration::from_millis(in_query.or_else(in_body).unwrap_or(1000).min(25_000))
+}
+
+/// Calls again and again until the answer has one of these statuses.
+pub(crate) async fn until(statuses: &[u64], mut calling: impl AsyncFnMut() -> Answer) -> Answer {
+    let begun = Instant::now();
+    loop {
+        let answer = calling().await;
+        if statuses.contains(&answer.status) {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "still: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Produces one record.

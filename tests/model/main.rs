@@ -227,7 +227,10 @@ fn a_record_that_is_given_up_has_one_letter() {
 fn no_step_with_letters_can_be_left_out() {
     let without = |step, bounds: Bounds| Bounds { left_out: Some(step), ..bounds };
     let losses = Bounds { losses: 1, ..REJECT };
-    fails("letters before the transaction", without(LeftOut::Together, losses), Property::OneLetter);
+    fails("letters before the transaction", without(LeftOut::Together, losses.clone()), Property::OneLetter);
+    // So does the lease that it is of.
+    let rejected = Bounds { waived: &[Property::CommittedFirst], ..losses };
+    fails("rejected although unknown", without(LeftOut::Outcome, rejected), Property::RejectKept);
     let burial = Bounds { batches: &[1], manual: 1, auto: 2, ticks: 2, kills: 1, most: Some(1), ..Bounds::QUIET };
     fails("the same of a burial", without(LeftOut::Together, burial), Property::OneLetter);
     let others = Bounds { acknowledge: 1, auto: 1, ..REJECT };
@@ -240,7 +243,7 @@ fn no_step_with_letters_can_be_left_out() {
 fn clocks_further_apart_than_allowed_shorten_leases_and_lose_nothing() {
     let bounds = Bounds { batches: &[2], manual: 2, acknowledge: 1, ticks: 2, ahead: 2, ..Bounds::QUIET };
     fails("clocks too far apart", bounds.clone(), Property::OneLiveHolder);
-    let waived = Some(Property::OneLiveHolder);
+    let waived = &[Property::OneLiveHolder];
     holds("clocks too far apart, all else", Bounds { waived, ..bounds }, &["waived", "lease lost", "accepted"]);
 }
 
@@ -249,8 +252,13 @@ fn no_step_can_be_left_out() {
     let without = |step, bounds: Bounds| Bounds { left_out: Some(step), ..bounds };
     fails("no claim", without(LeftOut::Claim, AUTO), Property::OnlyOnce);
     fails("no read under the claim", without(LeftOut::SecondRead, AUTO), Property::OnlyOnce);
+    // What callers see of it comes first.
+    let waived = &[Property::OnlyOnce, Property::NothingLost];
+    let seen = Bounds { waived, ..AUTO };
+    fails("no claim, and the position goes back", without(LeftOut::Claim, seen.clone()), Property::NeverBack);
+    fails("no read under the claim, and it goes back", without(LeftOut::SecondRead, seen), Property::NeverBack);
     fails("no stable read", without(LeftOut::StableRead, AUTO), Property::NothingLost);
-    let waived = Some(Property::NothingLost);
+    let waived = &[Property::NothingLost];
     fails("no stable read, again", without(LeftOut::StableRead, Bounds { waived, ..AUTO }), Property::OnlyOnce);
     fails("handed out although unknown", without(LeftOut::Outcome, AUTO), Property::CommittedFirst);
     fails("no nonce", without(LeftOut::Nonce, AUTO), Property::CommittedFirst);

@@ -120,8 +120,8 @@ pub(crate) struct Bounds {
     pub(crate) ahead: u8,
     /// What is left out.
     pub(crate) left_out: Option<LeftOut>,
-    /// A property that need not hold.
-    pub(crate) waived: Option<Property>,
+    /// Properties that need not hold.
+    pub(crate) waived: &'static [Property],
 }
 
 impl Bounds {
@@ -147,7 +147,7 @@ impl Bounds {
         ticks: 0,
         ahead: 0,
         left_out: None,
-        waived: None,
+        waived: &[],
     };
 }
 
@@ -408,7 +408,7 @@ impl Protocol {
     }
 
     fn fails(&self, state: &mut State, property: Property) {
-        if self.bounds.waived == Some(property) {
+        if self.bounds.waived.contains(&property) {
             self.note("waived");
         } else {
             state.fault.get_or_insert(property);
@@ -1310,7 +1310,7 @@ impl Model for Protocol {
 
     fn violated(&self, state: &State) -> Option<Property> {
         // Without claims nothing ends a transaction of the dead.
-        let matters = !self.leaves_out(LeftOut::Claim);
+        let matters = !self.leaves_out(LeftOut::Claim) && !self.bounds.waived.contains(&Property::NoDeadEnd);
         state.fault.or_else(|| (matters && !self.can_end(state)).then_some(Property::NoDeadEnd))
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::error::{Context as _, Error, Result};
-use crate::lambda_api::{Failure, Outcome, REGION, Sandbox};
+use crate::lambda_api::{Answered, Failure, Outcome, REGION, Sandbox};
 use crate::process::{Process, supervised};
 use crate::run::RunDir;
 
@@ -25,6 +25,7 @@ pub struct Function {
     process: Process,
     sandbox: Sandbox,
     init: Duration,
+    request_timeout: Duration,
 }
 
 /// How a function ended instead of starting.
@@ -69,11 +70,14 @@ impl Function {
         env: &BTreeMap<String, String>,
     ) -> std::result::Result<Self, StartFailure> {
         let begun = Instant::now();
+        let request_timeout = env.get("KAFKA_REQUEST_TIMEOUT_MS").map_or(10_000, |ms| ms.parse().unwrap_or(u64::MAX));
+        let request_timeout = Duration::from_millis(request_timeout);
         let launched = launch(&folder.join(name), name, env).await;
         let (sandbox, process) = launched.map_err(|e| StartFailure::without_a_start(&e))?;
         loop {
             if let Some(next) = sandbox.first_next() {
-                return Ok(Self { process, sandbox, init: next.saturating_duration_since(begun) });
+                let init = next.saturating_duration_since(begun);
+                return Ok(Self { process, sandbox, init, request_timeout });
             }
             let exited = process.exited();
             // Lambda gives init ten seconds.
@@ -87,15 +91,26 @@ impl Function {
 
     /// Invokes it, with the deadline a 29 s timeout gives, and returns its answer.
     pub async fn invoke(&self, event: Value) -> Value {
-        self.invoke_timed(event).await.1
+        self.answered(event.to_string().into_bytes()).await.1
     }
 
     /// The same, and how long it took: until the last byte of the answer had come, before anything was made of it.
     pub async fn invoke_timed(&self, event: Value) -> (Duration, Value) {
         let event = event.to_string().into_bytes();
         let begun = Instant::now();
+        let (answered, answer) = self.answered(event).await;
+        (answered.at.saturating_duration_since(begun), answer)
+    }
+
+    /// The same, without the time that the event waited for other calls: how long the function had it.
+    pub async fn invoke_served(&self, event: Value) -> (Duration, Value) {
+        let (answered, answer) = self.answered(event.to_string().into_bytes()).await;
+        (answered.at.saturating_duration_since(answered.delivered), answer)
+    }
+
+    async fn answered(&self, event: Vec<u8>) -> (Answered, Value) {
         let answered = self.outcome(event, TIMEOUT).await;
-        let answered = answered.and_then(|(answer, at)| Ok((at.saturating_duration_since(begun), parsed(&answer)?)));
+        let answered = answered.and_then(|answered| parsed(&answered.body).map(|answer| (answered, answer)));
         answered.unwrap_or_else(|failure| {
             panic!("invoking {}: {failure:?}\n{}", self.process.name(), crate::process::tail(&self.log_text()))
         })
@@ -103,8 +118,7 @@ impl Function {
 
     /// Invokes it with a timeout of the caller's choice, and returns the answer or why there was none.
     pub async fn try_invoke(&self, event: Value, timeout: Duration) -> std::result::Result<Value, Failure> {
-        let (answer, _) = self.outcome(event.to_string().into_bytes(), timeout).await?;
-        parsed(&answer)
+        parsed(&self.outcome(event.to_string().into_bytes(), timeout).await?.body)
     }
 
     async fn outcome(&self, event: Vec<u8>, timeout: Duration) -> Outcome {
@@ -121,6 +135,16 @@ impl Function {
     /// From the exec of the binary to its first request for work.
     pub fn init_duration(&self) -> Duration {
         self.init
+    }
+
+    /// What it was given for the work of one call, beside the wait that a caller asks for: `KAFKA_REQUEST_TIMEOUT_MS`.
+    pub fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    /// The most calls that it had at the same time.
+    pub fn most_at_once(&self) -> usize {
+        self.sandbox.most_at_once()
     }
 
     /// Waits until the runtime and every extension ask for work: all that follows an answer is done, and Lambda would

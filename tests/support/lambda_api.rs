@@ -66,7 +66,9 @@ struct Inner {
 struct StateOf {
     queue: VecDeque<Invocation>,
     /// Invocations under way, by their ids; one at the most, unless managed.
-    current: HashMap<String, Reply>,
+    current: HashMap<String, UnderWay>,
+    /// The most that were under way at the same time.
+    most: usize,
     /// Who waits for work; one at the most, unless managed.
     runtimes: VecDeque<oneshot::Sender<Delivery>>,
     extensions: Vec<Extension>,
@@ -82,10 +84,26 @@ struct Invocation {
     reply: Reply,
 }
 
-/// What an invocation came to: the answer's bytes and when the last of them had come, or why there is none.
-pub(crate) type Outcome = std::result::Result<(Bytes, Instant), Failure>;
+/// What an invocation came to: its answer, or why there is none.
+pub(crate) type Outcome = std::result::Result<Answered, Failure>;
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) body: Bytes,
+    /// When the function got the event.
+    pub(crate) delivered: Instant,
+    /// When the last byte of the answer had come.
+    pub(crate) at: Instant,
+}
 
 type Reply = oneshot::Sender<Outcome>;
+
+#[derive(Debug)]
+struct UnderWay {
+    reply: Reply,
+    delivered: Instant,
+}
 
 #[derive(Debug)]
 struct Extension {
@@ -143,6 +161,11 @@ impl Sandbox {
         lock(&self.0.state).init_error.clone()
     }
 
+    /// The most invocations that were under way at the same time: delivered, and not answered yet.
+    pub(crate) fn most_at_once(&self) -> usize {
+        lock(&self.0.state).most
+    }
+
     /// How many extensions have registered.
     pub(crate) fn extensions(&self) -> usize {
         lock(&self.0.state).extensions.len()
@@ -184,9 +207,9 @@ impl StateOf {
                 self.deliver(sandbox);
             }
         } else if self.all_waiting() {
-            for (_, reply) in self.current.drain() {
+            for (_, under_way) in self.current.drain() {
                 // The runtime came back for more without an answer.
-                let _ = reply.send(Err(Failure::Error(json!({ "errorType": "Runtime.NoAnswer" }))));
+                let _ = under_way.reply.send(Err(Failure::Error(json!({ "errorType": "Runtime.NoAnswer" }))));
             }
             self.deliver(sandbox);
         }
@@ -211,7 +234,8 @@ impl StateOf {
                 }));
             }
         }
-        self.current.insert(id.clone(), invocation.reply);
+        self.current.insert(id.clone(), UnderWay { reply: invocation.reply, delivered: Instant::now() });
+        self.most = self.most.max(self.current.len());
         let (sandbox, late) = (sandbox.clone(), id.clone());
         SERVERS.spawn(async move {
             tokio::time::sleep(invocation.timeout).await;
@@ -221,9 +245,9 @@ impl StateOf {
     }
 
     /// Gives the waiting caller the outcome; false if that invocation is not under way, or has its answer.
-    fn settle(&mut self, id: &str, outcome: Outcome) -> bool {
-        let Some(reply) = self.current.remove(id) else { return false };
-        let _ = reply.send(outcome);
+    fn settle(&mut self, id: &str, outcome: std::result::Result<Bytes, Failure>) -> bool {
+        let Some(UnderWay { reply, delivered }) = self.current.remove(id) else { return false };
+        let _ = reply.send(outcome.map(|body| Answered { body, delivered, at: Instant::now() }));
         true
     }
 }
@@ -253,7 +277,7 @@ async fn response(State(sandbox): State<Sandbox>, Path(id): Path<String>, body: 
     let (outcome, status) = if body.len() > RESPONSE_LIMIT {
         (Err(Failure::TooLarge(body.len())), StatusCode::PAYLOAD_TOO_LARGE)
     } else {
-        (Ok((body, Instant::now())), StatusCode::ACCEPTED)
+        (Ok(body), StatusCode::ACCEPTED)
     };
     let known = sandbox.update(|state| state.settle(&id, outcome));
     if known { status } else { StatusCode::BAD_REQUEST }

@@ -8,7 +8,7 @@
 //! - [`Broker`]: a Kafka that can be stopped, killed, paused and started again on the same port and data.
 //! - [`Cluster`]: three brokers.
 //! - [`Secured`]: a broker with TLS, logins and ACLs.
-//! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught.
+//! - [`Proxy`]: a wire to a broker, on which single requests and answers are caught, and connections die in silence.
 //! - [`Function`]: a function's binary run against a Lambda Runtime and Extensions API.
 //! - [`Prometheus`]: with the rules of `infra/local`; `promtool` on them.
 //! - [`Gateway`]: the functions at their routes, by `cargo lambda watch`. [`Page`]: the API as a page before it;

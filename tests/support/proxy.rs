@@ -48,7 +48,17 @@ pub enum At {
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    traps: Arc<Mutex<Vec<Trap>>>,
+    wire: Arc<Wire>,
+}
+
+/// What all its connections know.
+#[derive(Debug, Default)]
+struct Wire {
+    traps: Mutex<Vec<Trap>>,
+    /// How many connections there were so far.
+    connections: AtomicUsize,
+    /// Whose connections are dead, up to which one.
+    dead: Mutex<HashMap<Vec<u8>, usize>>,
 }
 
 #[derive(Debug)]
@@ -77,15 +87,15 @@ impl Held {
 impl Proxy {
     /// Listens on a port of its own for clients of the broker at `broker`.
     pub(crate) async fn start(broker: u16) -> Result<Self> {
-        let (port, traps) = (free_port()?, Arc::default());
+        let (port, wire) = (free_port()?, Arc::<Wire>::default());
         let listen = SERVERS.spawn(TcpListener::bind(("127.0.0.1", port)));
         let listener = listen.await.context("proxy")?.context("proxy")?;
-        let proxy = Self { port, traps: Arc::clone(&traps) };
+        let proxy = Self { port, wire: Arc::clone(&wire) };
         SERVERS.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let traps = Arc::clone(&traps);
+                let wire = Arc::clone(&wire);
                 // A broken connection is one like any other: both ends see that it is closed.
-                SERVERS.spawn(async move { carry(client, broker, &traps).await });
+                SERVERS.spawn(async move { carry(client, broker, &wire).await });
             }
         });
         Ok(proxy)
@@ -109,25 +119,46 @@ impl Proxy {
         let (caught, held) = oneshot::channel();
         let (client, containing) = (client.to_owned(), containing.to_owned());
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        lock(&self.traps).push(Trap { id, client, api, at, containing, passing, caught });
+        lock(&self.wire.traps).push(Trap { id, client, api, at, containing, passing, caught });
         held
+    }
+
+    /// Lets the connections that a client (its `client.id`) has now die in silence: they stay open, and nothing arrives any
+    /// more, in either direction. New ones are like any other.
+    pub fn forget(&self, client: &str) {
+        let so_far = self.wire.connections.load(Ordering::Relaxed);
+        lock(&self.wire.dead).insert(client.as_bytes().to_owned(), so_far);
+    }
+}
+
+impl Wire {
+    /// Whether nothing arrives any more on this connection, by its number and its client.
+    fn is_dead(&self, number: usize, client: &Mutex<Vec<u8>>) -> bool {
+        lock(&self.dead).get(&*lock(client)).is_some_and(|so_far| number < *so_far)
     }
 }
 
 /// Carries frames both ways until one end closes its connection, or a frame is dropped.
-async fn carry(client: TcpStream, broker: u16, traps: &Mutex<Vec<Trap>>) -> io::Result<()> {
+async fn carry(client: TcpStream, broker: u16, wire: &Wire) -> io::Result<()> {
+    let number = wire.connections.fetch_add(1, Ordering::Relaxed);
     let broker = TcpStream::connect(("127.0.0.1", broker)).await?;
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_broker, mut to_broker) = broker.into_split();
+    // Whose connection it is, by its requests.
+    let whose = Mutex::<Vec<u8>>::default();
     // The traps of answers that are to be caught, by correlation id.
     let awaited = Mutex::new(HashMap::<Vec<u8>, usize>::new());
     let there = async {
         loop {
             let frame = frame(&mut from_client).await?;
-            match sprung(traps, &frame) {
-                Some((At::Request, id)) => held(traps, id).await?,
+            sender(&frame).unwrap_or_default().clone_into(&mut lock(&whose));
+            if wire.is_dead(number, &whose) {
+                continue;
+            }
+            match sprung(&wire.traps, &frame) {
+                Some((At::Request, id)) => held(&wire.traps, id).await?,
                 Some((At::Answer, id)) => drop(lock(&awaited).insert(correlation(&frame, 8).to_owned(), id)),
                 None => {}
             }
@@ -136,10 +167,17 @@ async fn carry(client: TcpStream, broker: u16, traps: &Mutex<Vec<Trap>>) -> io::
     };
     let back = async {
         loop {
-            let frame = frame(&mut from_broker).await?;
+            let frame = match frame(&mut from_broker).await {
+                // The end of a dead connection is not heard of.
+                Err(_) if wire.is_dead(number, &whose) => std::future::pending().await,
+                read => read?,
+            };
+            if wire.is_dead(number, &whose) {
+                continue;
+            }
             let trap = lock(&awaited).remove(correlation(&frame, 4));
             if let Some(id) = trap {
-                held(traps, id).await?;
+                held(&wire.traps, id).await?;
             }
             to_client.write_all(&frame).await?;
         }
@@ -180,8 +218,7 @@ async fn frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
 /// The trap that a request springs, if any.
 fn sprung(traps: &Mutex<Vec<Trap>>, request: &[u8]) -> Option<(At, usize)> {
     let api = i16::from_be_bytes(request.get(4..6)?.try_into().ok()?);
-    let client = usize::from(u16::from_be_bytes(request.get(12..14)?.try_into().ok()?));
-    let client = request.get(14..14 + client)?;
+    let client = sender(request)?;
     let mut traps = lock(traps);
     let of_this_kind = |trap: &Trap| {
         let text = trap.containing.as_bytes();
@@ -195,6 +232,12 @@ fn sprung(traps: &Mutex<Vec<Trap>>, request: &[u8]) -> Option<(At, usize)> {
     }
     trap.passing -= 1;
     None
+}
+
+/// The `client.id` in a request.
+fn sender(request: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(u16::from_be_bytes(request.get(12..14)?.try_into().ok()?));
+    request.get(14..14 + length)
 }
 
 fn correlation(frame: &[u8], at: usize) -> &[u8] {
