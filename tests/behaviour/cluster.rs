@@ -17,7 +17,7 @@ use crate::consume::{committed, raw_consumer, values};
 use crate::kit::problem;
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{
-    Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, unique, until,
+    Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, response, unique, until,
 };
 
 const PARTITIONS: i32 = 3;
@@ -201,8 +201,7 @@ async fn two_brokers_lost_is_said_in_time_and_what_was_acknowledged_comes_back_w
             (&consumer, Event::get(CONSUME).query(&query)),
             (&late_consumer, Event::get(CONSUME).query(&query)),
         ] {
-            let bearer = Stack::shared().await.token("gateway-full").await;
-            let answer = function.invoke(event.bearer(&bearer).build()).await;
+            let answer = response(function, event).await;
             // The broker that is left comes to lead all partitions, and says that they hold nothing new.
             if answer["statusCode"] == 200 {
                 assert_eq!(
