@@ -205,7 +205,7 @@ async fn sends_back(at: At) {
     let (redriver, other) = tokio::join!(victim(wire, "redrive"), function_with("redrive", &direct));
     let event = Event::post(REDRIVE).json(&json!({ "dlq_topic": letters }));
     let (answer, held) = undecided(wire, &redriver, at, &place(&letters, GROUP), event).await;
-    let expected = json!([{ "partition": 0, "status": "undecided", "redriven": 0, "committed": null }]);
+    let expected = json!([{ "partition": 0, "status": "undecided", "redriven": 0, "skipped": 0, "committed": null }]);
     assert_eq!(answer.body["results"], expected, "{answer:?}");
     assert_eq!(answer.body["redriven"], 0);
     let left = if at == At::Answer { 0 } else { 3 };
