@@ -24,8 +24,11 @@ async fn main() {
         "consume" => consume(bootstrap, topic),
         kind => produce(bootstrap, topic, kind == "tuned").await,
     }
+}
+
+/// Says so before any client is dropped: librdkafka would take its time to end.
+fn acknowledged() -> ! {
     println!("acknowledged");
-    // librdkafka would take its time to end.
     exit(0);
 }
 
@@ -44,6 +47,7 @@ async fn produce(bootstrap: &str, topic: &str, tuned: bool) {
     let value = "x".repeat(100);
     let record = FutureRecord::<(), str>::to(topic).payload(&value);
     producer.send(record, Duration::ZERO).await.map_err(|(error, _)| error).expect("acknowledged");
+    acknowledged();
 }
 
 fn consume(bootstrap: &str, topic: &str) {
@@ -68,4 +72,5 @@ fn consume(bootstrap: &str, topic: &str) {
     }
     place.set_partition_offset(topic, 0, Offset::Offset(next)).expect("the partition");
     consumer.commit(&place, CommitMode::Sync).expect("committed");
+    acknowledged();
 }
