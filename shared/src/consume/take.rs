@@ -56,6 +56,7 @@ impl Session {
             end: seen.end,
             records: 1,
             bytes: 1,
+            alone: true,
             ack: self.ack(true),
         };
         let parts = Arc::clone(&self.parts);
@@ -127,23 +128,17 @@ impl Session {
         for (seen, mut slot, limit) in wishes {
             let (parts, formats, manual) = (Arc::clone(&self.parts), self.terms.wanted.formats, self.terms.manual);
             let (ack, origin, budget) = (self.ack(manual), self.origin(seen.at), budget / of_topic[&seen.at.0]);
-            let most = parts.consumers.dead_letters.most(self.topic(seen.at)).filter(|_| manual && !outcome.whole);
+            let alone = outcome.whole;
             let committing = Arc::new(AtomicBool::new(false));
             awaited.insert(seen.at, Arc::clone(&committing));
             let (deadline, runtime) = (self.deadline, Handle::current());
             running.spawn_blocking(move || {
                 let Seen { at, position, from, end } = seen;
-                let ask = Ask { seen: position, from, end, records: limit, bytes: budget, ack };
+                let ask = Ask { seen: position, from, end, records: limit, bytes: budget, alone, ack };
                 let mut messages = Vec::new();
                 let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
                 let taken = slot.take(tools, dead_letters, &ask, |records, position, limit| {
                     let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
-                    let first = records.front().and_then(|first| Some((first.offset, position.known(first.offset)?)));
-                    let deliveries = first.map_or(0, |(offset, mark)| mark.deliveries(offset));
-                    if most.is_some_and(|most| is_suspect(deliveries, most)) {
-                        // Others have moved the position to a suspect since the look. It gets an answer for itself.
-                        return Ok(0);
-                    }
                     let attempt = |offset| manual.then(|| delivered(offset) + 1);
                     // Before anything is claimed: without the registry, the records stay where they are.
                     let rendering = parts.schemas.rendering(records.iter().take(limit), formats, deadline);

@@ -109,6 +109,8 @@ pub struct Ask {
     pub records: usize,
     /// The most bytes.
     pub bytes: usize,
+    /// Whether nothing else is asked for the same answer. A suspect is handed out only then.
+    pub alone: bool,
     /// How they are handed out.
     pub ack: Ack,
 }
@@ -241,7 +243,12 @@ impl Slot {
             let deliveries = known.map_or(0, |mark| mark.deliveries(offset));
             let suspect =
                 matches!(ask.ack, Ack::Manual { .. }) && most.is_some_and(|most| is_suspect(deliveries, most));
-            let count = choose(self.window.records(), &seen, if suspect { 1 } else { ask.records })?;
+            let count = match (suspect, ask.alone) {
+                // Others have moved the position to a suspect since the look. It gets an answer for itself.
+                (true, false) => 0,
+                (true, true) => choose(self.window.records(), &seen, 1)?,
+                (false, _) => choose(self.window.records(), &seen, ask.records)?,
+            };
             if count == 0 {
                 self.hint.oversized = Some(asked);
                 return Ok(Taken::TooLarge { offset, size });
