@@ -9,7 +9,7 @@ use tests::{Event, Stack};
 use crate::consume::offsets;
 use crate::consume_batch::{ask, batch, by_topic, settle};
 use crate::fetch::{FETCH, fetch, go_on};
-use crate::http::{nasty, posted};
+use crate::http::{nasty_records, posted};
 use crate::kit::{Raw, write};
 use crate::world::{Answer, function, produce, topic, unique};
 
@@ -67,17 +67,7 @@ async fn no_answer_of_fetch_is_larger_than_max_bytes_and_none_is_lost() {
     let mut records = Vec::new();
     let sizes = (0..10).flat_map(|_| [(3, 0), (36, 1), (60, 0)]).chain([(300, 1), (700, 2), (4000, 2)]);
     for (index, (size, partition)) in sizes.enumerate() {
-        for content in nasty(size) {
-            records.push(Raw {
-                partition,
-                key: Some(content[..content.len().min(60)].to_vec()),
-                headers: (index % 2 == 1)
-                    .then(|| ("h\"\\\u{1}ü".to_owned(), Some(content[..content.len().min(90)].to_vec())))
-                    .into_iter()
-                    .collect(),
-                value: Some(content),
-            });
-        }
+        records.extend(nasty_records(size, partition, index % 2 == 1));
     }
     // One that no answer of the smaller sizes can carry. It is named beside the others, or alone.
     records.push(Raw::value(1, vec![b'x'; 60_000]));

@@ -576,6 +576,19 @@ pub(crate) fn nasty(size: usize) -> Vec<Vec<u8>> {
     ]
 }
 
+/// Records of them, with keys of the same kind, and with headers, if so.
+pub(crate) fn nasty_records(size: usize, partition: i32, headers: bool) -> impl Iterator<Item = Raw> {
+    nasty(size).into_iter().map(move |content| Raw {
+        partition,
+        key: Some(content[..content.len().min(60)].to_vec()),
+        headers: headers
+            .then(|| ("h\"\\\u{1}ü".to_owned(), Some(content[..content.len().min(90)].to_vec())))
+            .into_iter()
+            .collect(),
+        value: Some(content),
+    })
+}
+
 /// What the function posts: its answer, as JSON.
 pub(crate) fn posted(response: &Value) -> usize {
     response.to_string().len()
@@ -588,17 +601,7 @@ async fn no_answer_is_larger_than_max_bytes_whatever_the_records_hold_and_none_i
     // Many small ones, as what stands around a record weighs most there, and a short text is never base64.
     let sizes = (0..12).flat_map(|_| [(3, 0), (36, 0), (60, 0)]).chain([(10, 0), (300, 1), (700, 0), (4000, 1)]);
     for (index, (size, partition)) in sizes.enumerate() {
-        for content in nasty(size) {
-            records.push(Raw {
-                partition,
-                key: Some(content[..content.len().min(60)].to_vec()),
-                headers: (index % 2 == 1)
-                    .then(|| ("h\"\\\u{1}ü".to_owned(), Some(content[..content.len().min(90)].to_vec())))
-                    .into_iter()
-                    .collect(),
-                value: Some(content),
-            });
-        }
+        records.extend(nasty_records(size, partition, index % 2 == 1));
     }
     write(&topic, &records).await;
     let token = full_token().await;

@@ -5,12 +5,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::json;
-use tests::{Api, At, Event, Stack, kafka_since, kafka_version, progress};
+use tests::{Api, At, Event, Stack, kafka_since};
 
 use crate::consume::{committed, fill, offsets};
 use crate::dead_letters::dead;
 use crate::wire::{ACKNOWLEDGE, BATCH, Fault, RECORDS, Wire, cases, each};
-use crate::world::{Answer, CONSUME, call, consume, topic_on, unique};
+use crate::world::{Answer, CONSUME, applies, call, consume, topic_on, unique};
 
 /// Whether the stack's Kafka is one that loses commits.
 fn loses_commits() -> bool {
@@ -106,9 +106,7 @@ async fn whoever_loses_its_claim_with_its_commit_hands_out_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_read_back_is_done() {
-    if !loses_commits() {
-        let version = kafka_version().expect("a version");
-        progress(format_args!("does not apply to Kafka {version}: late_commits::a_commit_that_is_read_back_is_done"));
+    if !applies(loses_commits(), "no commit is read back") {
         return;
     }
     // In a warm sandbox the second read: after the one under the claim.

@@ -126,7 +126,11 @@ impl Answer {
 
 /// Whether a test applies to the stack's Kafka; where it does not, that is said, and `what` is missing there.
 pub(crate) fn applies_since(major: u32, minor: u32, what: &str) -> bool {
-    let applies = kafka_since(major, minor);
+    applies(kafka_since(major, minor), what)
+}
+
+/// The same, where it is not a matter of age alone.
+pub(crate) fn applies(applies: bool, what: &str) -> bool {
     if !applies {
         let (test, version) = (std::thread::current(), kafka_version().expect("a version"));
         progress(format_args!("does not apply to Kafka {version}: {} ({what})", test.name().unwrap_or("a test")));

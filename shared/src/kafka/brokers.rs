@@ -202,14 +202,13 @@ mod tests {
 
     #[test]
     fn brokers_before_4_lose_commits() {
-        let loses = |shown: Option<&str>, protocols: Option<&str>| {
+        let loses = |shown: Option<&'static str>, protocols: Option<&'static str>| {
             let setting = |name: &str| match name {
-                "inter.broker.protocol.version" => shown.map(ToOwned::to_owned),
-                "group.coordinator.rebalance.protocols" => protocols.map(ToOwned::to_owned),
+                "inter.broker.protocol.version" => shown,
+                "group.coordinator.rebalance.protocols" => protocols,
                 _ => None,
             };
-            let settings = ["inter.broker.protocol.version", "group.coordinator.rebalance.protocols"].map(setting);
-            Facts::of(|name| settings[usize::from(name != "inter.broker.protocol.version")].as_deref()).loses_commits
+            Facts::of(setting).loses_commits
         };
         for (shown, protocols, expected) in [
             (Some("2.8-IV1"), None, true),

@@ -36,8 +36,7 @@ impl Lag {
 }
 
 /// How far the group is behind in these topics, of so many partitions each; of those where it has no position at
-/// all, only if they are `named`. In the order of the topics. Blocks. Reads only: it claims
-/// nothing and joins nothing.
+/// all, only if they are `named`. In the order of the topics. Blocks. Reads only: it claims nothing and joins nothing.
 ///
 /// Errors, if any partition cannot be measured: a total without it would be wrong.
 pub fn measure(group: &Group, topics: &[(TopicName, i32)], named: bool, until: Instant) -> Result<Vec<Lag>, Error> {

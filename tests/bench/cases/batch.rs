@@ -1,5 +1,7 @@
 //! A batch of records in one call, beside a client that sends as many and waits for all of them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tests::{Event, progress};
 
@@ -10,57 +12,54 @@ use crate::world::{EMPTY, VALUE, World, timed};
 /// As many as a batch may have.
 const RECORDS: usize = 1000;
 
+/// The first rounds warm up.
+const WARM_UP: usize = 20;
+
 /// Warm, call by call.
 pub(super) async fn warm(world: &World) -> Vec<Row> {
     const CASE: &str = "batch of 1000 × 100 bytes, warm, taking turns";
-    progress(CASE);
-    let topic = world.topic(1).await;
     let raw = raw::producer(&world.stack.bootstrap());
+    let send = async |topic: &str| raw::produce_many(&raw, topic, RECORDS).await;
+    taking_turns(world, CASE, 200, false, ("produce-batch", "raw client"), send).await
+}
+
+/// The same as one transaction.
+pub(super) async fn atomic(world: &World) -> Vec<Row> {
+    const CASE: &str = "atomic batch of 1000 × 100 bytes, warm, taking turns";
+    let raw = raw::transactional(&world.stack.bootstrap());
+    let send = async |topic: &str| raw::produce_transaction(&raw, topic, RECORDS).await;
+    let names = ("produce-batch, atomic", "raw transactional client: begin, send, commit");
+    taking_turns(world, CASE, 100, true, names, send).await
+}
+
+/// A raw client, an empty function and ours, round by round.
+async fn taking_turns(
+    world: &World,
+    case: &'static str,
+    rounds: usize,
+    atomic: bool,
+    (ours, theirs): (&str, &str),
+    raw: impl AsyncFn(&str) -> Duration,
+) -> Vec<Row> {
+    progress(case);
+    let topic = world.topic(1).await;
     let (batch, empty) = (world.function("produce-batch").await, world.function(EMPTY).await);
-    let event = event(world, &topic, false);
+    let event = event(world, &topic, atomic);
     let [mut by_raw, mut by_empty, mut by_function] = [const { Samples::new() }; 3];
-    for round in 0..220 {
-        let sent = raw::produce_many(&raw, &topic, RECORDS).await;
+    for round in 0..WARM_UP + rounds {
+        let sent = raw(&topic).await;
         let nothing = timed(&empty, event.clone()).await.0;
         let answered = timed(&batch, event.clone()).await.0;
-        // The first warm up.
-        if round >= 20 {
+        if round >= WARM_UP {
             by_raw.add(sent);
             by_empty.add(nothing);
             by_function.add(answered);
         }
     }
     vec![
-        Row::times(CASE, "produce-batch", &by_function),
-        Row::times(CASE, "raw client", &by_raw),
-        Row::times(CASE, "empty function", &by_empty),
-    ]
-}
-
-/// The same as one transaction.
-pub(super) async fn atomic(world: &World) -> Vec<Row> {
-    const CASE: &str = "atomic batch of 1000 × 100 bytes, warm, taking turns";
-    progress(CASE);
-    let topic = world.topic(1).await;
-    let raw = raw::transactional(&world.stack.bootstrap());
-    let (batch, empty) = (world.function("produce-batch").await, world.function(EMPTY).await);
-    let event = event(world, &topic, true);
-    let [mut by_raw, mut by_empty, mut by_function] = [const { Samples::new() }; 3];
-    for round in 0..120 {
-        let written = raw::produce_transaction(&raw, &topic, RECORDS).await;
-        let nothing = timed(&empty, event.clone()).await.0;
-        let answered = timed(&batch, event.clone()).await.0;
-        // The first warm up.
-        if round >= 20 {
-            by_raw.add(written);
-            by_empty.add(nothing);
-            by_function.add(answered);
-        }
-    }
-    vec![
-        Row::times(CASE, "produce-batch, atomic", &by_function),
-        Row::times(CASE, "raw transactional client: begin, send, commit", &by_raw),
-        Row::times(CASE, "empty function", &by_empty),
+        Row::times(case, ours, &by_function),
+        Row::times(case, theirs, &by_raw),
+        Row::times(case, "empty function", &by_empty),
     ]
 }
 
