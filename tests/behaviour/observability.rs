@@ -89,6 +89,10 @@ async fn a_fault_s_line_carries_the_whole_chain_and_its_answer_does_not() {
     let chain = line["error_chain"].as_str().expect("a chain");
     assert!(chain.starts_with("broker_unavailable") && chain.contains("BrokerTransportFailure"), "{chain}");
     assert!(line["backtrace"].is_string());
+    // Kafka is asked for all the time, and an outage is no flood of lines.
+    let down =
+        producer.logs().iter().filter(|line| line["message"].as_str().is_some_and(|it| it.ends_with("down"))).count();
+    assert_eq!(down, 1, "{}", producer.log_text());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
@@ -311,12 +311,25 @@ impl ClientContext for Context {
     fn stats(&self, _: Statistics) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // To come to the end of a partition is no fault.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return;
+        match error.rdkafka_error_code() {
+            // To come to the end of a partition is no fault.
+            Some(RDKafkaErrorCode::PartitionEOF) => {}
+            Some(RDKafkaErrorCode::AllBrokersDown) if !is_news() => {}
+            _ => tracing::warn!(target: "librdkafka", %error, "{reason}"),
         }
-        tracing::warn!(target: "librdkafka", %error, "{reason}");
     }
+}
+
+/// Whether it is time to say again that all brokers are down, which librdkafka does at each attempt to connect to one, many
+/// times a second. Other errors it holds back itself, for as long.
+fn is_news() -> bool {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let news = said.is_none_or(|said| said.elapsed() >= Duration::from_secs(30));
+    if news {
+        *said = Some(Instant::now());
+    }
+    news
 }
 
 impl rdkafka::consumer::ConsumerContext for Context {}
