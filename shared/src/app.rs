@@ -106,7 +106,8 @@ async fn monitor(_: Instant) -> Result<(), BoxError> {
             }
             let monitor = Arc::new(LagMonitor::new(config, client));
             let incomplete = |error: Incomplete| Failure { error_type: "Incomplete", error_message: error.to_string() };
-            monitor.run(deadline).await.map_err(incomplete)
+            monitor.run(deadline).await.map_err(incomplete)?;
+            Ok(((), || ()))
         }
     };
     runtime_api::serve(run, 1, |_| std::future::ready(())).await

@@ -13,8 +13,8 @@
 //!                 producer │ consumers, group, fetch, claim, handover, decide, position, retention
 //!                                                                         │
 //! API Gateway's response <── http::Response <── http::Reply │ errors::Error → http::problem
-//!                            then: telemetry::request_finished (one log line, the counters),
-//!                            and, when the answer is out, lifecycle pushes the metrics
+//!                            when the answer is out: telemetry::request_finished (one log line, the counters),
+//!                            then lifecycle pushes the metrics
 //! ```
 //!
 //! Only [`http`] knows HTTP; [`auth`] never sees records, and [`kafka`] never sees claims. [`app`] starts it all, and

@@ -42,7 +42,7 @@ pub fn cold_start() -> bool {
 /// Init must be over: Lambda takes the call of this function for its end.
 ///
 /// The caller should end the process when this returns, without waiting for blocking threads.
-pub async fn run<Event, Answer, Handler, Answering>(
+pub async fn run<Event, Answer, Say, Handler, Answering>(
     handler: Handler,
     pusher: Option<Arc<Pusher>>,
     flush: impl Future<Output = ()>,
@@ -50,8 +50,9 @@ pub async fn run<Event, Answer, Handler, Answering>(
 where
     Event: DeserializeOwned + Send,
     Answer: Serialize,
+    Say: FnOnce() + Send,
     Handler: Fn(Event, Context) -> Answering + Clone + Send + Sync + 'static,
-    Answering: Future<Output = Result<Answer, Failure>> + Send,
+    Answering: Future<Output = Result<(Answer, Say), Failure>> + Send,
 {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -166,22 +167,24 @@ mod tests {
         act: String,
     }
 
-    async fn act(asked: Asked, context: Context) -> Result<Value, Failure> {
+    async fn act(asked: Asked, context: Context) -> Result<(Value, impl FnOnce()), Failure> {
         assert!(!asked.act.starts_with("panic"), "over {}", asked.act);
-        telemetry::request_finished(&Finished {
-            function: "produce",
-            request_id: &context.request_id,
-            topic: None,
-            topic_label: false,
-            group: None,
-            principal: None,
-            status: 200,
-            error: None,
-            duration: Duration::from_millis(1),
-            cold_start: cold_start(),
-            trace_id: None,
-        });
-        Ok(json!({"statusCode": 200}))
+        let say = move || {
+            telemetry::request_finished(&Finished {
+                function: "produce",
+                request_id: &context.request_id,
+                topic: None,
+                topic_label: false,
+                group: None,
+                principal: None,
+                status: 200,
+                error: None,
+                duration: Duration::from_millis(1),
+                cold_start: cold_start(),
+                trace_id: None,
+            });
+        };
+        Ok((json!({"statusCode": 200}), say))
     }
 
     /// Not a test: the function's process, which the tests start.

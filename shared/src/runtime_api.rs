@@ -78,9 +78,10 @@ pub struct Failure {
 /// Answers Lambda's invocations, `abreast` of them at the same time, until the Runtime API fails. The first one that is
 /// asked for ends the init phase.
 ///
-/// `afterwards` gets the deadline of each invocation when its answer is out. Lambda hands the answer on at once; the
-/// sandbox is busy until this, too, is done.
-pub async fn serve<Event, Answer, Handler, Answering, Afterwards, Done>(
+/// A handler returns its answer, and what it has to say of the call when that is out: nobody waits for a log line. Then
+/// `afterwards` gets the deadline of the invocation. Lambda hands the answer on at once; the sandbox is busy until these,
+/// too, are done.
+pub async fn serve<Event, Answer, Say, Handler, Answering, Afterwards, Done>(
     handler: Handler,
     abreast: usize,
     afterwards: Afterwards,
@@ -88,8 +89,9 @@ pub async fn serve<Event, Answer, Handler, Answering, Afterwards, Done>(
 where
     Event: DeserializeOwned + Send,
     Answer: Serialize,
+    Say: FnOnce() + Send,
     Handler: Fn(Event, Context) -> Answering + Clone + Send + Sync + 'static,
-    Answering: Future<Output = Result<Answer, Failure>> + Send,
+    Answering: Future<Output = Result<(Answer, Say), Failure>> + Send,
     Afterwards: Fn(u64) -> Done + Clone + Send + Sync + 'static,
     Done: Future<Output = ()> + Send,
 {
@@ -113,7 +115,7 @@ where
     ended
 }
 
-async fn one_by_one<Event, Answer, Answering, Done>(
+async fn one_by_one<Event, Answer, Say, Answering, Done>(
     client: &PooledClient,
     handler: &impl Fn(Event, Context) -> Answering,
     afterwards: &impl Fn(u64) -> Done,
@@ -121,7 +123,8 @@ async fn one_by_one<Event, Answer, Answering, Done>(
 where
     Event: DeserializeOwned,
     Answer: Serialize,
-    Answering: Future<Output = Result<Answer, Failure>>,
+    Say: FnOnce(),
+    Answering: Future<Output = Result<(Answer, Say), Failure>>,
     Done: Future<Output = ()>,
 {
     loop {
@@ -137,8 +140,15 @@ where
         let invocation = Invocation::read(&parts.headers, event)?;
         let span = tracing::error_span!("request", request_id = invocation.context.request_id);
         let answered = async {
-            let answer = answer(&invocation, handler).await;
-            hand_over(client, &invocation, answer).await
+            let (answer, say) = match answer(&invocation, handler).await {
+                Ok((body, say)) => (Ok(body), Some(say)),
+                Err(failure) => (Err(failure), None),
+            };
+            let handed_over = hand_over(client, &invocation, answer).await;
+            if let Some(say) = say {
+                say();
+            }
+            handed_over
         };
         answered.instrument(span).await?;
         afterwards(invocation.context.deadline_ms).await;
@@ -146,21 +156,23 @@ where
 }
 
 /// The answer's body, or why there is none. A panic is caught, as the sandbox is still good for the next call.
-async fn answer<Event, Answer, Answering>(
+async fn answer<Event, Answer, Say, Answering>(
     invocation: &Invocation,
     handler: &impl Fn(Event, Context) -> Answering,
-) -> Result<Vec<u8>, Failure>
+) -> Result<(Vec<u8>, Say), Failure>
 where
     Event: DeserializeOwned,
     Answer: Serialize,
-    Answering: Future<Output = Result<Answer, Failure>>,
+    Say: FnOnce(),
+    Answering: Future<Output = Result<(Answer, Say), Failure>>,
 {
     let answering = async {
-        let answer = handler(invocation.event()?, invocation.context.clone()).await?;
-        serde_json::to_vec(&answer).map_err(|_| Failure {
+        let (answer, say) = handler(invocation.event()?, invocation.context.clone()).await?;
+        let body = serde_json::to_vec(&answer).map_err(|_| Failure {
             error_type: "InvalidAnswer",
             error_message: "the answer cannot be written as JSON".to_owned(),
-        })
+        })?;
+        Ok((body, say))
     };
     AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| {
         // The panic itself is in the log already.

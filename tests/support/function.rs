@@ -16,6 +16,9 @@ use crate::run::RunDir;
 /// The function timeout of the template.
 const TIMEOUT: Duration = Duration::from_secs(29);
 
+/// So long a function that has answered may take to say so in its log. Only a defect, or a frozen sandbox, takes it.
+const SAYING: Duration = Duration::from_secs(5);
+
 /// One running sandbox of a function. Killed when dropped.
 ///
 /// Like a sandbox of Lambda it serves one invocation at a time, and calls made side by side wait for each other; with
@@ -171,8 +174,12 @@ impl Function {
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| line.into())).collect()
     }
 
-    /// All it has written so far.
+    /// All it has written so far. What it writes of a call comes after the answer: it is waited for, unless a call is under way.
     pub fn log_text(&self) -> String {
+        let begun = Instant::now();
+        while !self.sandbox.idle() && !self.sandbox.is_serving() && begun.elapsed() < SAYING && !self.exited() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.process.output()
     }
 

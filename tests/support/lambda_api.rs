@@ -177,6 +177,12 @@ impl Sandbox {
         state.current.is_empty() && state.queue.is_empty() && state.all_waiting()
     }
 
+    /// Whether a call is queued or under way.
+    pub(crate) fn is_serving(&self) -> bool {
+        let state = lock(&self.0.state);
+        !state.current.is_empty() || !state.queue.is_empty()
+    }
+
     /// Waits for the next change of anything above.
     pub(crate) async fn changed(&self) {
         // Changes between a look and this wait are caught by the short timeout.

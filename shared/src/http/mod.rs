@@ -236,34 +236,45 @@ impl<E: Endpoint> Service<E> {
         self.warm.stop().await;
     }
 
-    /// Answers one event. Never fails: what goes wrong is an answer too.
-    pub async fn answer(&self, event: Event, request_id: &str, invocation_deadline_ms: u64) -> Response {
+    /// Answers one event. Never fails: what goes wrong is an answer too. Also what there is to say of it, in the log and the
+    /// counters, when it is out: the first backtrace of a sandbox takes a while to be read.
+    pub async fn answer(
+        &self,
+        event: Event,
+        request_id: &str,
+        invocation_deadline_ms: u64,
+    ) -> (Response, impl FnOnce() + Send + use<E>) {
         let started = Instant::now();
         let cold_start = lifecycle::cold_start();
         let call = Call::new(event, Deadline::of_invocation(invocation_deadline_ms, self.ceiling));
         let answered = AssertUnwindSafe(self.respond(&call)).catch_unwind().await;
         // The panic itself is in the log already.
         let result = answered.unwrap_or_else(|_| Err(Error::internal("the call panicked")));
-        let error = result.as_ref().err();
-        if let Some(code) = error.map(Error::code).filter(|code| matches!(code.status(), 401 | 403)) {
-            metrics::auth_failed(code.word());
-        }
-        let status = result.as_ref().map_or_else(|error| error.code().status(), |reply| reply.status);
-        telemetry::request_finished(&telemetry::Finished {
-            function: E::FUNCTION,
-            request_id,
-            topic: call.topic.get().map(TopicName::as_str),
-            topic_label: call.topic_exists.load(Ordering::Relaxed),
-            group: call.group.get().map(GroupId::as_str),
-            principal: call.principal.get().map(String::as_str),
-            status,
-            error,
-            duration: started.elapsed(),
-            cold_start,
-            trace_id: call.request.trace_parent().map(|parent| parent.trace_id),
-        });
-        let reply = result.unwrap_or_else(|error| problem::reply(&error, request_id));
-        Response::new(reply, request_id)
+        let (reply, error) = match result {
+            Ok(reply) => (reply, None),
+            Err(error) => (problem::reply(&error, request_id), Some(error)),
+        };
+        let (status, duration, response) = (reply.status, started.elapsed(), Response::new(reply, request_id));
+        let request_id = request_id.to_owned();
+        let say = move || {
+            if let Some(code) = error.as_ref().map(Error::code).filter(|code| matches!(code.status(), 401 | 403)) {
+                metrics::auth_failed(code.word());
+            }
+            telemetry::request_finished(&telemetry::Finished {
+                function: E::FUNCTION,
+                request_id: &request_id,
+                topic: call.topic.get().map(TopicName::as_str),
+                topic_label: call.topic_exists.load(Ordering::Relaxed),
+                group: call.group.get().map(GroupId::as_str),
+                principal: call.principal.get().map(String::as_str),
+                status,
+                error: error.as_ref(),
+                duration,
+                cold_start,
+                trace_id: call.request.trace_parent().map(|parent| parent.trace_id),
+            });
+        };
+        (response, say)
     }
 
     async fn respond(&self, call: &Call) -> Result<Reply, Error> {

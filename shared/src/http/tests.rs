@@ -123,8 +123,9 @@ fn a_panic_is_a_500_that_says_nothing_of_it_and_the_next_call_is_answered() {
                     "rawPath": "/panics", "requestContext": { "http": { "method": "POST" } },
                     "headers": { "authorization": format!("Bearer {token}"), "x-secret": "s3cret" },
                 });
-                let answer = service.answer(event.into(), request_id, 0).await;
+                let (answer, say) = service.answer(event.into(), request_id, 0).await;
                 answers.push(serde_json::to_value(answer).expect("JSON"));
+                say();
             }
         });
     });
