@@ -1,6 +1,7 @@
 //! Dead letters where a lease is of several partitions or topics: the record at fault goes, and no other with it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
@@ -93,6 +94,30 @@ async fn of_a_lease_over_several_partitions_only_the_record_at_fault_is_given_up
     }
     let rounds: Vec<i64> = letters(&stack.bootstrap(), &topic).iter().map(Letter::offset).collect();
     assert_eq!(rounds, [2, 2, 2], "one in each round");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_had_its_answer_with_others_is_not_given_up_before_it_had_one_for_itself() {
+    let (stack, topic, group) = (Stack::shared().await, topic(2).await, unique("group"));
+    // One of each partition: each is its partition's only one in every answer, and never the answer's.
+    fill(&stack.bootstrap(), &topic, 2, 2);
+    let (patient, acker) =
+        (function_with("consume", &[("DLQ_MAX_DELIVERIES", "9")]).await, function("acknowledge").await);
+    for _ in 0..3 {
+        let leased = consume(&patient, &topic, &group, "&ack=manual&timeout_ms=5000").await;
+        assert_eq!(leased.messages().len(), 2);
+        settle(&acker, &leased, json!({ "type": "release" })).await.ok();
+        // What another function has touched just now is left to it for a moment.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // From here on three deliveries are enough.
+    let strict = function_with("consume", &[("DLQ_MAX_DELIVERIES", "3")]).await;
+    for _ in 0..2 {
+        let leased = consume(&strict, &topic, &group, "&ack=manual&timeout_ms=5000").await;
+        assert_eq!((leased.messages().len(), &leased.messages()[0]["delivery_attempt"]), (1, &json!(4)), "alone");
+        settle(&acker, &leased, json!({ "type": "accept" })).await.ok();
+    }
+    assert!(letters(&stack.bootstrap(), &topic).is_empty(), "both were good");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -257,7 +257,8 @@ impl Slot {
             let intent = match &ask.ack {
                 Ack::Auto => Intent::Take { seen: seen_offset, from, next, without },
                 Ack::Manual { lease_ms, holder } => {
-                    let (lease_ms, holder, alone) = (*lease_ms, holder.clone(), (count == 1).then_some(offset));
+                    let alone = (count == 1 && ask.alone).then_some(offset);
+                    let (lease_ms, holder) = (*lease_ms, holder.clone());
                     Intent::Lease { seen: seen_offset, from, next, without, alone, lease_ms, holder }
                 }
             };
