@@ -391,6 +391,28 @@ async fn what_others_have_met_in_vain_is_given_up_by_a_call_without_leases_too()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn letters_stay_whatever_the_cluster_does_with_topics_by_itself() {
+    let by_itself =
+        [("log.cleanup.policy", "compact"), ("log.retention.bytes", "1000000"), ("log.retention.ms", "1000")];
+    let broker = Stack::shared().await.extra_broker(&by_itself).await;
+    let (server, group) = (broker.bootstrap(), unique("group"));
+    let topic = topic_on(&server, 1, &[("cleanup.policy", "delete"), ("retention.ms", "-1")]).await;
+    fill(&server, &topic, 1, 1);
+    let settings = [("KAFKA_BOOTSTRAP_SERVERS", server.as_str())];
+    let (consumer, acker) = (function_with("consume", &settings).await, function_with("acknowledge", &settings).await);
+    let leased = consume(&consumer, &topic, &group, "&ack=manual").await;
+    // It has no key, and a compacted topic would not take it.
+    acknowledge(&acker, &settle(&leased, "reject")).await.ok();
+    let letters = format!("{topic}.dlq");
+    let which = [ResourceSpecifier::Topic(&letters)];
+    let described = admin(&server).describe_configs(&which, &AdminOptions::new()).await.expect("an answer").remove(0);
+    let config = described.expect("its settings");
+    let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone());
+    let kept = ["cleanup.policy", "retention.ms", "retention.bytes"].map(value);
+    assert_eq!(kept, ["delete", "-1", "-1"].map(|value| Some(value.to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_letters_cannot_be_written_nothing_moves() {
     // New topics need three replicas there, and so cannot be made; those of these tests say one.
     let broker = Stack::shared().await.extra_broker(&[("default.replication.factor", "3")]).await;

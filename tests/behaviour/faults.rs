@@ -3,13 +3,27 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::{Event, Stack};
+use tests::{Event, Function, Stack};
 
 use crate::consume::{committed, fill, offsets};
 use crate::fetch::FETCH;
 use crate::seek::SEEK;
 use crate::wire::{ACKNOWLEDGE, Wire};
 use crate::world::{Answer, CONSUME, PRODUCE, call, consume, function_with, produce, topic_on, unique, until};
+
+/// A function, what it is called with, and which group is where when that is done.
+type Settler = (Function, Event, (String, i64));
+
+/// An acknowledgement of four leased records, and a seek to the seventh.
+async fn settlers(server: &str, topic: &str, consumer: &Function, settings: &[(&str, &str)]) -> [Settler; 2] {
+    let (leases, sought) = (unique("leases"), unique("sought"));
+    let held = consume(consumer, topic, &leases, "&ack=manual&lease_ms=600000&limit=4").await.ok();
+    let accept = Event::post(ACKNOWLEDGE).json(&json!({ "token": held["lease"]["token"], "type": "accept" }));
+    let seek = Event::post(SEEK).json(&json!({ "group_id": sought, "topic": topic, "partitions": { "0": 7 } }));
+    let (acker, seeker) = tokio::join!(function_with("acknowledge", settings), function_with("seek", settings));
+    assert_eq!(committed(server, &leases, topic, 0), Some(0));
+    [(acker, accept, (leases, 4)), (seeker, seek, (sought, 7))]
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_comes_back_is_found_again() {
@@ -21,8 +35,13 @@ async fn a_broker_that_comes_back_is_found_again() {
     let (producer, consumer) = (function_with("produce", &settings).await, function_with("consume", &settings).await);
     produce(&producer, &json!({ "topic": topic, "value": "20" })).await.ok();
     assert_eq!(consume(&consumer, &topic, &group, "&limit=5").await.messages().len(), 5);
+    let settlers = settlers(&server, &topic, &consumer, &settings).await;
 
     broker.kill().await;
+    for (settler, event, _) in &settlers {
+        let answer = call(settler, event.clone()).await;
+        assert_eq!((answer.status, answer.code()), (503, "broker_unavailable"), "nothing is done: {answer:?}");
+    }
     let answer = produce(&producer, &json!({ "topic": topic, "value": "21" })).await;
     // The topic was seen, so the record was on its way: whether it got there is not known.
     assert_eq!((answer.status, answer.code()), (504, "deadline_exceeded"));
@@ -40,6 +59,10 @@ async fn a_broker_that_comes_back_is_found_again() {
     assert_eq!(answer.headers["retry-after"], "1");
 
     broker.start().await.expect("the broker starts again");
+    for (settler, event, (group, position)) in &settlers {
+        until(&[200], async || call(settler, event.clone()).await).await;
+        assert_eq!(committed(&server, group, &topic, 0), Some(*position));
+    }
     // A killed broker's own recovery may take a call or two; then all of them work, the late ones as well.
     for function in [&producer, &late_producer] {
         until(&[200], async || produce(function, &json!({ "topic": topic, "value": "after" })).await).await;
@@ -63,7 +86,12 @@ async fn a_broker_that_hangs_is_an_error_within_the_deadline() {
     let (producer, consumer) = (function_with("produce", &settings).await, function_with("consume", &settings).await);
     produce(&producer, &json!({ "topic": topic, "value": "20" })).await.ok();
     let mut handed_out = consume(&consumer, &topic, &group, "&limit=5").await.messages().len();
+    let settlers = settlers(&server, &topic, &consumer, &settings).await;
     broker.pause().await;
+    for (settler, event, _) in &settlers {
+        let answer = call(settler, event.clone()).await;
+        assert_eq!((answer.status, answer.code()), (503, "broker_unavailable"), "nothing is done: {answer:?}");
+    }
     let record = json!({ "topic": topic, "value": "21" });
     let (written, read) =
         tokio::join!(produce(&producer, &record), consume(&consumer, &topic, &group, "&limit=5&timeout_ms=0"));
@@ -71,6 +99,10 @@ async fn a_broker_that_hangs_is_an_error_within_the_deadline() {
     assert_eq!(written.body["outcome"], "unknown");
     assert!([503, 504].contains(&read.status), "{read:?}");
     broker.resume().await;
+    for (settler, event, (group, position)) in &settlers {
+        until(&[200], async || call(settler, event.clone()).await).await;
+        assert_eq!(committed(&server, group, &topic, 0), Some(*position));
+    }
     let mut last = -1;
     while handed_out < 21 {
         let answer = until(&[200], async || {
@@ -117,35 +149,75 @@ async fn a_record_whose_call_was_answered_is_not_written_when_the_sandbox_thaws(
     assert_eq!(values, ["0", "1", "2"]);
 }
 
+/// How long a sandbox is frozen: longer than any time-out of a client or of the broker that is told to it below.
+const FROZEN: Duration = Duration::from_secs(125);
+
+/// What the first call after that may take. It finds out by itself that its connections are dead.
+const QUICK: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sandbox_that_was_frozen_across_a_restart_of_the_broker_goes_on() {
-    let broker = Stack::shared().await.extra_broker(&[]).await;
+async fn sandboxes_that_were_frozen_for_minutes_and_across_a_restart_of_the_broker_go_on_at_once() {
+    let broker = Stack::shared().await.extra_broker(&[("connections.max.idle.ms", "60000")]).await;
     let server = broker.bootstrap();
-    let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
+    let (topic, [group, leases, sought]) = (topic_on(&server, 1, &[]).await, ["a", "b", "c"].map(unique));
     fill(&server, &topic, 1, 20);
     let settings = [("KAFKA_BOOTSTRAP_SERVERS", server.as_str())];
-    let (producer, consumer) = (function_with("produce", &settings).await, function_with("consume", &settings).await);
-    produce(&producer, &json!({ "topic": topic, "value": "20" })).await.ok();
-    assert_eq!(consume(&consumer, &topic, &group, "&limit=5").await.messages().len(), 5);
-    for function in [&producer, &consumer] {
+    let made = |name: &'static str| function_with(name, &settings);
+    let functions: [Function; 5] =
+        tokio::join!(made("produce"), made("consume"), made("fetch"), made("acknowledge"), made("seek")).into();
+    let [producer, consumer, fetcher, acker, seeker] = &functions;
+    produce(producer, &json!({ "topic": topic, "value": "20" })).await.ok();
+    assert_eq!(consume(consumer, &topic, &group, "&limit=5").await.messages().len(), 5);
+    let reading = || Event::get(FETCH).query(&format!("topic={topic}&offset=7&limit=4"));
+    assert_eq!(call(fetcher, reading()).await.messages().len(), 4);
+    let held = consume(consumer, &topic, &leases, "&ack=manual&lease_ms=600000&limit=4").await.ok();
+    let accepting = |last: i64| {
+        let through = json!({ "0": last });
+        Event::post(ACKNOWLEDGE).json(&json!({ "token": held["lease"]["token"], "type": "accept", "through": through }))
+    };
+    call(acker, accepting(1)).await.ok();
+    let moving =
+        |to: i64| Event::post(SEEK).json(&json!({ "group_id": sought, "topic": topic, "partitions": { "0": to } }));
+    call(seeker, moving(3)).await.ok();
+    for function in &functions {
         assert!(function.idle(Duration::from_secs(5)).await);
         function.freeze();
     }
-    broker.restart().await;
-    for function in [&producer, &consumer] {
+    tokio::join!(broker.restart(), tokio::time::sleep(FROZEN));
+    for function in &functions {
         function.thaw();
     }
+    let quick = async |function: &Function, event: Event| {
+        let begun = Instant::now();
+        let answer = call(function, event).await;
+        assert!(begun.elapsed() < QUICK, "{:?}: {answer:?}", begun.elapsed());
+        answer
+    };
     // The connections are dead, and the claim's transaction coordinator has forgotten nothing.
-    produce(&producer, &json!({ "topic": topic, "value": "21" })).await.ok();
-    let answer = consume(&consumer, &topic, &group, "&limit=100").await;
-    assert_eq!(offsets(answer.messages()), (5..22).collect::<Vec<_>>());
+    let record = json!({ "topic": topic, "value": "21" });
+    let consuming = Event::get(CONSUME).query(&format!("topic={topic}&group_id={group}&limit=100"));
+    let (written, next, read, _, _) = tokio::join!(
+        async { quick(producer, Event::post(PRODUCE).json(&record)).await.ok() },
+        quick(consumer, consuming),
+        quick(fetcher, reading()),
+        async { quick(acker, accepting(3)).await.ok() },
+        async { quick(seeker, moving(5)).await.ok() },
+    );
+    assert_eq!(written["offset"], 21);
+    let got = offsets(next.messages());
+    assert_eq!(got, (5..5 + i64::try_from(got.len()).expect("few")).collect::<Vec<_>>());
+    assert!(got.len() >= 16, "all that was there before: {got:?}");
+    assert_eq!(offsets(read.messages()), [7, 8, 9, 10]);
+    for (group, position) in [(&leases, 4), (&sought, 5)] {
+        assert_eq!(committed(&server, group, &topic, 0), Some(position));
+    }
 }
 
-/// How long a sandbox may take until it is right again after all its connections have died in silence: librdkafka finds that
-/// out after `socket.timeout.ms` (3 s), for each client when it is used.
+/// What the first call may take when all connections have died in silence: librdkafka finds that out after
+/// `socket.timeout.ms` (3 s), for each client when it is used.
 const RIGHT_AGAIN: Duration = Duration::from_secs(20);
 
-/// Lets a sandbox have connections, and freezes it. They die in silence; it goes on, and is called until it answers with 200.
+/// Lets a sandbox have connections, and freezes it. They die in silence; it goes on, and its next call is right.
 /// Its first and its last answer.
 async fn across_silence(wire: &Wire, name: &str, before: Event, after: Event) -> (Answer, Answer) {
     let (function, id) = wire.victim(name).await;
@@ -158,14 +230,9 @@ async fn across_silence(wire: &Wire, name: &str, before: Event, after: Event) ->
     tokio::time::sleep(Duration::from_secs(6)).await;
     function.thaw();
     let begun = Instant::now();
-    // Each answer in its time, which `call` looks at; those that are no success say that nothing was done.
-    let last = until(&[200], async || {
-        let answer = call(&function, after.clone()).await;
-        println!("{name}: {}, {:?} after the thaw", answer.status, begun.elapsed());
-        assert!(answer.status == 200 || answer.code() == "broker_unavailable", "{answer:?}");
-        answer
-    });
-    let last = last.await;
+    let last = call(&function, after).await;
+    println!("{name}: {}, {:?} after the thaw", last.status, begun.elapsed());
+    assert_eq!(last.status, 200, "{name}: {last:?}");
     assert!(begun.elapsed() < RIGHT_AGAIN, "{name}: {:?}", begun.elapsed());
     (first, last)
 }

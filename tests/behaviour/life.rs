@@ -164,6 +164,24 @@ async fn two_thousand_partitions_of_hundreds_of_groups_pass_through_a_sandbox_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_group_that_a_sandbox_gives_up_it_keeps_no_partition() {
+    let (stack, topic) = (Stack::shared().await, topic(1).await);
+    fill(&stack.bootstrap(), &topic, 1, 1);
+    let consumer = function("consume").await;
+    for _ in 0..40 {
+        assert_eq!(consume(&consumer, &topic, &unique("group"), "&timeout_ms=5000").await.messages().len(), 1);
+    }
+    // 8 groups with a client for each, and one for the claim of its only partition.
+    let most = 8 * 2 * 5 + 16;
+    let dropped = async {
+        while held(&consumer).0 > most {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, dropped).await.is_ok(), "{:?} are left", held(&consumer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leases_of_hundreds_of_groups_are_settled_in_a_sandbox_and_leave_nothing_behind() {
     let (stack, topic) = (Stack::shared().await, topic(1).await);
     fill(&stack.bootstrap(), &topic, 1, 1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::session::{CONTEST_END, Learned, Session};
 use crate::errors::{Code, Error};
-use crate::kafka::consumers::blocking;
+use crate::kafka::consumers::{BLIND, blocking};
 use crate::kafka::group::{Offsets, Place, Positions};
 use crate::kafka::position::{Mark, Position, now_ms};
 use crate::names::TopicName;
@@ -20,10 +20,6 @@ const COORDINATOR: Duration = Duration::from_secs(1);
 
 /// How long pending commits are waited for before it is said that there are no records.
 const SETTLING: Duration = Duration::from_millis(100);
-
-/// For how long a call looks again when it cannot see what it would need to answer: leaders and coordinators move within
-/// moments.
-const BLIND: Duration = Duration::from_secs(3);
 
 /// A partition of the call: its topic's index among the call's topics, and its number.
 pub(super) type At = (usize, i32);

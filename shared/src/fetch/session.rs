@@ -12,7 +12,7 @@ use super::{Begin, Params, next};
 use crate::auth::{Authorized, Fetch};
 use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
-use crate::kafka::consumers::blocking;
+use crate::kafka::consumers::{BLIND, blocking};
 use crate::kafka::fetch::{Fetched, Window};
 use crate::kafka::group::{Group, Offsets, out_of_range, places};
 use crate::kafka::ranges::Ranges;
@@ -24,9 +24,6 @@ use crate::schema::Schemas;
 
 /// How often a waiting call looks for new records: at first, and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(40));
-
-/// For how long a call asks again when nothing can be seen: leaders move within moments.
-const BLIND: Duration = Duration::from_secs(3);
 
 /// What a call keeps back of its time for its answer.
 const LAST: Duration = Duration::from_millis(500);

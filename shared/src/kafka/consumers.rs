@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::brokers::Brokers;
 use super::client::Settings;
-use super::dead_letters::DeadLetters;
+use super::dead_letters::{self, DeadLetters};
 use super::decide::{Intent, Verdict};
 use super::fetch::AtHand;
 use super::handover::{Hint, Slot, Stepped, Tools};
@@ -24,7 +24,7 @@ use super::{claim, group};
 use crate::auth::{Authorized, GroupReader, Read};
 use crate::config::{Delivery, KafkaConfig};
 use crate::deadline::Deadline;
-use crate::errors::Error;
+use crate::errors::{Code, Error};
 use crate::kafka::group::Group;
 use crate::names::{GroupId, TopicName};
 
@@ -36,6 +36,13 @@ const LEARNING: Duration = Duration::from_millis(1500);
 
 /// What a blocking step keeps back of its call's time: what it has to say is worth more than that time ran out.
 pub const SAY: Duration = Duration::from_millis(50);
+
+/// For how long a call tries again when Kafka cannot be reached, and nothing was done: leaders and coordinators move within
+/// moments, and a connection that died while the sandbox was frozen is replaced as soon as it was used.
+pub const BLIND: Duration = Duration::from_secs(3);
+
+/// With less time left a step is not tried again: what went wrong is worth more than that time ran out.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A partition of a group; whoever locks it has it in this sandbox.
 pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
@@ -132,20 +139,28 @@ impl Consumers {
         // To make a client reads the system's certificates.
         let (settings, name) = (self.group_settings.clone(), id.clone());
         let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name, facts)).await;
-        let mut group = Arc::new(opened.map_err(Error::internal)??);
-        let dropped = {
+        let opened = Arc::new(opened.map_err(Error::internal)??);
+        let (group, evicted) = {
             let mut groups = groups();
             if let Some(other) = groups.get(id) {
                 // Another call was faster.
-                Some(std::mem::replace(&mut group, Arc::clone(other)))
+                (Arc::clone(other), None)
             } else {
-                groups.push(id.clone(), Arc::clone(&group)).map(|(_, evicted)| evicted)
+                (Arc::clone(&opened), groups.push(id.clone(), Arc::clone(&opened)))
             }
         };
-        if let Some(dropped) = dropped {
-            tokio::task::spawn_blocking(move || drop(dropped));
-        }
+        // A group's slots hold its client, and clients of their own.
+        let slots = evicted.as_ref().map(|(id, _)| self.idle_slots(id));
+        tokio::task::spawn_blocking(move || drop((opened, evicted, slots)));
         Ok(group)
+    }
+
+    /// Takes a group's slots away, but for those that a call has.
+    fn idle_slots(&self, group: &GroupId) -> Vec<SharedSlot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = slots.iter().filter(|((of, ..), slot)| of == group && Arc::strong_count(slot) == 1);
+        let idle: Vec<Key> = idle.map(|(key, _)| key.clone()).collect();
+        idle.iter().filter_map(|key| slots.pop(key)).collect()
     }
 
     /// The slot of a partition, unless another call of this sandbox has it, or other calls have all the slots.
@@ -194,7 +209,8 @@ impl Consumers {
         Ok(results)
     }
 
-    /// Another function may be taking a step of its own, which ends within milliseconds.
+    /// Another function may be taking a step of its own, which ends within milliseconds; and connections that died while the
+    /// sandbox was frozen show it only when they are used. An error means that nothing was decided: so it may be tried again.
     async fn step_until_decided(
         self: &Arc<Self>,
         of: &Authorized<Read>,
@@ -203,6 +219,7 @@ impl Consumers {
         intent: &Intent,
         deadline: Deadline,
     ) -> Result<Decided, Error> {
+        let mut blind: Option<Instant> = None;
         loop {
             deadline.require()?;
             if let Some(mut slot) = self.slot(of, group, partition)? {
@@ -211,12 +228,20 @@ impl Consumers {
                     let committing = AtomicBool::new(false);
                     slot.settle(consumers.tools(until, &committing), &consumers.dead_letters, &intent)
                 });
-                let (stepped, gone) = stepped.await?;
-                match stepped {
-                    Stepped::Committed(mark) => return Ok(Decided::Committed { mark, gone }),
-                    Stepped::Refused(verdict, position) => return Ok(Decided::Refused(verdict, position)),
-                    Stepped::Undecided(error) => return Err(error),
-                    Stepped::Fenced => {}
+                match stepped.await {
+                    Ok((Stepped::Committed(mark), gone)) => return Ok(Decided::Committed { mark, gone }),
+                    Ok((Stepped::Refused(verdict, position), _)) => return Ok(Decided::Refused(verdict, position)),
+                    Ok((Stepped::Undecided(error), _)) => return Err(error),
+                    Ok((Stepped::Fenced, _)) => {}
+                    Err(error) => {
+                        let since = blind.get_or_insert_with(Instant::now).elapsed();
+                        // A dead-letter topic that cannot be made is for an operator to see to.
+                        let in_vain = error.code() != Code::BrokerUnavailable || dead_letters::is_refused(&error);
+                        if in_vain || since >= BLIND || deadline.left() < AGAIN {
+                            return Err(error);
+                        }
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
                 }
             }
             tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;

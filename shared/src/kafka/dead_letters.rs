@@ -131,7 +131,11 @@ fn create(
     let largest = largest(admin, origin, patience)?.map(|bytes| (bytes + HEADERS_BYTES as u64).to_string());
     let partitions = partitions(admin, origin, patience)?;
     // As many replicas as the cluster gives a topic by itself (KIP-464).
-    let mut topic = NewTopic::new(letters.as_str(), partitions, TopicReplication::Fixed(-1)).set("retention.ms", "-1");
+    let mut topic = NewTopic::new(letters.as_str(), partitions, TopicReplication::Fixed(-1));
+    // Whatever the cluster does with a topic by itself.
+    for (name, value) in [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")] {
+        topic = topic.set(name, value);
+    }
     if let Some(largest) = &largest {
         topic = topic.set("max.message.bytes", largest);
     }
@@ -167,11 +171,17 @@ fn largest(admin: &Client<AdminClient<Context>>, topic: &TopicName, patience: Du
     Ok(value.and_then(|value| value.parse().ok()))
 }
 
+/// The member of an error that names a dead-letter topic which cannot be made.
+const REFUSED: &str = "dead_letter_topic";
+
 /// Whatever stands in the way, the caller can only wait for an operator.
 fn refused(letters: &TopicName, code: RDKafkaErrorCode) -> Error {
     let (_, why) = classify(code);
     let detail = format!("The dead-letter topic does not exist, and Kafka does not let the gateway create it: {why}");
-    Error::new(Code::BrokerUnavailable, detail)
-        .with("dead_letter_topic", letters.as_str())
-        .source(KafkaError::AdminOp(code))
+    Error::new(Code::BrokerUnavailable, detail).with(REFUSED, letters.as_str()).source(KafkaError::AdminOp(code))
+}
+
+/// Whether it is that.
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.members().contains_key(REFUSED)
 }
