@@ -27,6 +27,10 @@ const LINGER: &str = "0.3";
 /// The most bytes of a record's `id`, as it was sent: it comes back in the answer, which has a limit too.
 const MAX_ID_BYTES: usize = 256;
 
+/// The most bytes that the answer spends on mismatches with schemas, beyond the first one of each record. An answer that
+/// is too large is lost, with what it says of the records that were written.
+const MISMATCH_BYTES: usize = 2_000_000;
+
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
 pub struct ProduceBatch {
@@ -195,6 +199,7 @@ fn answer(
     results: &[Result<Receipt, Error>],
     atomic: bool,
 ) -> Result<Reply, Error> {
+    let mut left = MISMATCH_BYTES;
     let item = |(index, result): (usize, &Result<Receipt, Error>)| Item {
         index,
         id: ids[index],
@@ -206,7 +211,7 @@ fn answer(
                 offset: *offset,
                 timestamp: *timestamp,
             },
-            (Err(error), _) | (_, Err(error)) => Outcome::Failed(problem::members(error)),
+            (Err(error), _) | (_, Err(error)) => Outcome::Failed(brief(problem::members(error), &mut left)),
         },
     };
     let items: Vec<Item<'_>> = results.iter().enumerate().map(item).collect();
@@ -245,4 +250,17 @@ fn answer(
 #[derive(Serialize)]
 struct Body<'a> {
     results: Vec<Item<'a>>,
+}
+
+/// What does not fit its schema, in full only as long as there are bytes `left` for it: then the first mismatch alone.
+fn brief(mut members: Map<String, Value>, left: &mut usize) -> Map<String, Value> {
+    if let Some(Value::Array(errors)) = members.get_mut("errors") {
+        // The body is a string in the answer to Lambda.
+        let weight = Value::String(Value::Array(errors.clone()).to_string()).to_string().len();
+        match left.checked_sub(weight) {
+            Some(rest) => *left = rest,
+            None => errors.truncate(1),
+        }
+    }
+    members
 }

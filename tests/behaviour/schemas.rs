@@ -1,15 +1,17 @@
 //! Keys and values with schemas, on a real registry: the formats, the rules, validation, and a registry that is away.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tests::{Function, Stack};
+use tests::{Event, Function, Stack};
 
+use crate::batch::BATCH;
 use crate::kit::{self, Raw};
 use crate::registry::register;
-use crate::world::{Answer, consume, function_with, produce, topic, unique};
+use crate::world::{Answer, call, consume, function_with, produce, topic, unique};
 
 pub(crate) const ORDER: &str = r#"{"type":"record","name":"Order","namespace":"shop","fields":[
     {"name":"id","type":"long"},
@@ -92,6 +94,48 @@ async fn every_format_goes_in_as_json_and_comes_out_as_it_was() {
     assert_eq!((&messages[2]["value"], messages[2].get("value_error")), (&Value::Null, None));
     let read = consume(&consumer, &topic, &unique("group"), "&value_format=protobuf").await;
     assert_eq!(read.messages()[1]["value"], happened);
+}
+
+#[tokio::test]
+async fn a_schema_that_was_missed_is_found_as_soon_as_it_is_registered() {
+    let (producer, topic) = (with_registry("produce", &[]).await, topic(1).await);
+    let record = json!({ "topic": topic, "key": { "customer": 7 }, "key_format": "jsonschema", "value": null });
+    let missed = produce(&producer, &record).await;
+    assert_eq!((missed.status, missed.code()), (404, "schema_not_found"));
+    register(&format!("{topic}-key"), "JSON", KEY, &json!([])).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    produce(&producer, &record).await.ok();
+}
+
+#[tokio::test]
+async fn an_answer_does_not_grow_beyond_what_lambda_takes_by_what_does_not_fit() {
+    let producer = with_registry("produce-batch", &[]).await;
+    let topic = topic(1).await;
+    let draft = "http://json-schema.org/draft-07/schema#";
+    let schema = json!({ "$schema": draft, "type": "object", "additionalProperties": { "type": "integer" } });
+    register(&format!("{topic}-value"), "JSON", &schema.to_string(), &json!([])).await;
+    // Ten mismatches in each, whose pointers are as long as can be, and longer as JSON in JSON.
+    let names = (0..10).map(|n| (format!("{n}{}", "\"".repeat(190)), json!("x")));
+    let wrong = Value::Object(names.collect());
+    let mut records = vec![json!({ "value": wrong, "value_format": "jsonschema" }); 999];
+    records.push(json!({ "value": { "a": 1 }, "value_format": "jsonschema" }));
+    let body = json!({ "topic": topic, "records": records });
+    let answer = call(&producer, Event::post(BATCH).json(&body)).await;
+    assert_eq!(answer.status, 207);
+    let results = answer.body["results"].as_array().expect("results");
+    assert_eq!((results.len(), &results[999]["status"]), (1000, &json!(200)), "it says what was written");
+    let mismatches = |result: &Value| result["errors"].as_array().map_or(0, Vec::len);
+    assert_eq!((mismatches(&results[0]), mismatches(&results[998])), (10, 1), "the first ones in full");
+    // One name as long as a record is no longer in one answer.
+    let producer = with_registry("produce", &[]).await;
+    let members = json!({ "type": "object", "required": ["n".repeat(9000)] });
+    let schema = json!({ "$schema": draft, "type": "object", "additionalProperties": members });
+    register(&format!("{topic}-value"), "JSON", &schema.to_string(), &json!([])).await;
+    let value = json!({ "m".repeat(9000): {} });
+    let record = json!({ "topic": topic, "value": value, "value_format": "jsonschema" });
+    let answer = produce(&producer, &record).await;
+    assert_eq!((answer.status, answer.code()), (422, "schema_validation_failed"));
+    assert!(answer.body.to_string().len() < 2000, "{answer:?}");
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use lru::LruCache;
 /// How long an answer is believed that may change: which version is the latest, that there is no such thing.
 pub(super) const BELIEVED: Duration = Duration::from_secs(30);
 
+/// How long it is believed that a thing is not there which a caller has named: he may be about to register it.
+pub(super) const NOT_YET: Duration = Duration::from_secs(1);
+
 /// Answers by what was asked.
 pub(super) struct Cache<K, V> {
     slots: Mutex<LruCache<K, Arc<Slot<V>>>>,
@@ -32,10 +35,12 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         Self { slots: Mutex::new(LruCache::new(size)), lasts }
     }
 
-    /// What is known, or what `ask` says. Where that fails, what was found before still serves.
+    /// What is known, or what `ask` says. Where that fails, what was found before still serves. That there is no such thing is
+    /// believed for `missing`.
     pub(super) async fn get<E: Display>(
         &self,
         key: K,
+        missing: Duration,
         ask: impl AsyncFnOnce() -> Result<Option<V>, E>,
     ) -> Result<Option<V>, E> {
         let slot = {
@@ -45,7 +50,7 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         let mut known = slot.lock().await;
         let now = SystemTime::now();
         if let Some(Answer { found, at }) = &*known {
-            let believed = if found.is_some() { self.lasts } else { BELIEVED };
+            let believed = if found.is_some() { self.lasts } else { missing };
             // A clock that was set back makes an answer old.
             if believed == Duration::MAX || now.duration_since(*at).is_ok_and(|age| age < believed) {
                 return Ok(found.clone());

@@ -54,7 +54,7 @@ fn mismatch(value: &Value, error: &ValidationError<'_>) -> Mismatch {
     let expected = match error.kind() {
         Kind::Required { property } => {
             step(&mut pointer, property.as_str().unwrap_or_default());
-            return Mismatch { pointer, expected: "required".into(), found: "absent".into() };
+            return Mismatch::absent(pointer, "required");
         }
         Kind::Type { kind } => format!("type {}", types(kind)),
         Kind::Enum { options } => format!("one of {options}"),

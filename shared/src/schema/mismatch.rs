@@ -22,6 +22,11 @@ impl Mismatch {
         Self { pointer: shortened(pointer.into()), expected: shortened(expected.into()), found: kind(found) }
     }
 
+    /// For what is not there.
+    pub(super) fn absent(pointer: String, expected: impl Into<String>) -> Self {
+        Self { pointer: shortened(pointer), expected: shortened(expected.into()), found: "absent".into() }
+    }
+
     /// For JSON text.
     pub(super) fn of_text(pointer: &str, expected: impl Into<String>, found: &str) -> Self {
         Self::new(pointer, expected, &serde_json::from_str(found).unwrap_or_default())

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use self::avro::Avro;
+use self::cache::{BELIEVED, NOT_YET};
 pub use self::draft::{Draft, Field};
 use self::draft::{Pick, Wanted};
 use self::json_schema::JsonSchema;
@@ -169,7 +170,7 @@ impl Schemas {
         deadline: Deadline,
     ) -> Result<Option<u32>, Error> {
         match wanted.pick {
-            Pick::Version(version) => registry.id(subject, version, deadline).await,
+            Pick::Version(version) => registry.id(subject, version, NOT_YET, deadline).await,
             Pick::Id(id) => Ok(registry.is_under(id, subject, deadline).await?.then_some(id)),
         }
     }
@@ -194,7 +195,7 @@ impl Schemas {
         if !matches!(draft.format, Format::Auto | Format::Json) {
             return unfit("JSON that is validated, or a format with a schema");
         }
-        let schema = match registry.id(&subject, Version::Latest, deadline).await? {
+        let schema = match registry.id(&subject, Version::Latest, BELIEVED, deadline).await? {
             Some(id) => registry.schema(id, deadline).await?,
             None => None,
         };

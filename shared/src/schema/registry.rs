@@ -1,7 +1,7 @@
 //! The schema registry, over Confluent's REST interface.
 //!
 //! What it says of an id or a numbered version never changes and is kept; what is latest, and that something is not there,
-//! is believed for half a minute. One call asks for a thing, and the others that want it wait for that answer. When the
+//! is believed for half a minute, or for a second where a caller has named it. One call asks for a thing, and the others that want it wait for that answer. When the
 //! registry is away, what was known still serves, and for the rest calls fail at once for a few seconds instead of each
 //! waiting in its turn.
 
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
-use super::cache::{BELIEVED, Cache};
+use super::cache::{BELIEVED, Cache, NOT_YET};
 use super::{Kind, Schema};
 use crate::config::RegistryConfig;
 use crate::deadline::Deadline;
@@ -121,11 +121,17 @@ impl Registry {
 
     /// The schema of an id, compiled; none if there is none.
     pub(super) async fn schema(&self, id: u32, deadline: Deadline) -> Result<Option<Arc<Schema>>, Error> {
-        self.within(deadline, self.schemas.get(id, async || self.compile(id).await)).await
+        self.within(deadline, self.schemas.get(id, BELIEVED, async || self.compile(id).await)).await
     }
 
-    /// The id of a subject's version; none if there is no such version.
-    pub(super) async fn id(&self, subject: &str, version: Version, deadline: Deadline) -> Result<Option<u32>, Error> {
+    /// The id of a subject's version; none if there is no such version, which is believed for `missing`.
+    pub(super) async fn id(
+        &self,
+        subject: &str,
+        version: Version,
+        missing: Duration,
+        deadline: Deadline,
+    ) -> Result<Option<u32>, Error> {
         #[derive(Deserialize)]
         struct Found {
             id: u32,
@@ -135,7 +141,7 @@ impl Registry {
             let found: Option<Found> = self.get(&["subjects", subject, "versions", &version.to_string()]).await?;
             Ok(found.map(|found| found.id))
         };
-        self.within(deadline, self.versions.get((subject.to_owned(), version), ask)).await
+        self.within(deadline, self.versions.get((subject.to_owned(), version), missing, ask)).await
     }
 
     /// Whether an id is registered under a subject.
@@ -149,7 +155,7 @@ impl Registry {
             let places: Option<Vec<Place>> = self.get(&["schemas", "ids", &id.to_string(), "versions"]).await?;
             Ok(places.map(|places| places.into_iter().map(|place| place.subject).collect()))
         };
-        let subjects = self.within(deadline, self.subjects.get(id, ask)).await?;
+        let subjects = self.within(deadline, self.subjects.get(id, NOT_YET, ask)).await?;
         Ok(subjects.is_some_and(|subjects| subjects.iter().any(|known| known == subject)))
     }
 

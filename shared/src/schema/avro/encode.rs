@@ -149,7 +149,7 @@ impl Encoder<'_> {
                 self.default = outer;
             } else {
                 let expected = tag(resolved(&field.schema, self.names));
-                return Err(Mismatch { pointer: at.pointer(), expected, found: "absent".into() });
+                return Err(Mismatch::absent(at.pointer(), expected));
             }
         }
         let unknown = |(name, _): &&(String, &RawValue)| !record.fields.iter().any(|field| field.name == *name);

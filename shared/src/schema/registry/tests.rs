@@ -45,11 +45,11 @@ async fn many_calls_ask_once_and_what_is_known_is_not_asked_again() {
     // A subject's name is one segment of the path, whatever is in it.
     let asking = tokio::spawn({
         let registry = Arc::clone(&registry);
-        async move { registry.id("a/b?-value", Version::Latest, soon()).await }
+        async move { registry.id("a/b?-value", Version::Latest, NOT_YET, soon()).await }
     });
     answer(&mut requests, "subjects/a%2Fb%3F-value/versions/latest", "200 OK", r#"{"id":7,"version":2}"#).await;
     assert_eq!(asking.await.expect("no panic").expect("an answer"), Some(7));
-    assert_eq!(registry.id("a/b?-value", Version::Latest, soon()).await.expect("known"), Some(7));
+    assert_eq!(registry.id("a/b?-value", Version::Latest, NOT_YET, soon()).await.expect("known"), Some(7));
     assert!(requests.try_recv().is_err(), "all of it was known");
 }
 
