@@ -21,7 +21,7 @@ use crate::kafka::position::Holder;
 use crate::lease::Token;
 use crate::metrics;
 use crate::names::TopicName;
-use crate::record;
+use crate::record::{self, Once};
 
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
@@ -304,15 +304,16 @@ fn records(token: &Token, named: Vec<Named>) -> Result<BTreeMap<Place, BTreeSet<
 /// topics needs it.
 fn through(token: &Token, json: &str) -> Result<BTreeMap<Place, i64>, Error> {
     let invalid = |problem: &'static str| Error::new(Code::InvalidParameter, problem);
-    let flat: Option<BTreeMap<i32, i64>> = serde_json::from_str(json).ok();
-    let by_topic = if let (Some(offsets), Some(topic)) = (flat, token.only_topic()) {
+    let flat: Option<Once<i32, i64>> = serde_json::from_str(json).ok();
+    let by_topic = if let (Some(Once(offsets)), Some(topic)) = (flat, token.only_topic()) {
         BTreeMap::from([(topic, offsets)])
     } else {
         let shape = "through: must be {\"<partition>\": offset}, or {\"<topic>\": {\"<partition>\": offset}} where the lease \
-                     is of several topics";
-        let named: BTreeMap<String, BTreeMap<i32, i64>> = serde_json::from_str(json).map_err(|_| invalid(shape))?;
-        let of =
-            |(name, offsets): (String, _)| Some((token.places.keys().find(|topic| topic.as_str() == name)?, offsets));
+                     is of several topics, each of them once";
+        let Once(named): Once<String, Once<i32, i64>> = serde_json::from_str(json).map_err(|_| invalid(shape))?;
+        let of = |(name, Once(offsets)): (String, _)| {
+            Some((token.places.keys().find(|topic| topic.as_str() == name)?, offsets))
+        };
         let known: Option<BTreeMap<_, _>> = named.into_iter().map(of).collect();
         known.ok_or_else(|| invalid("through: names a topic that is not of this lease"))?
     };
@@ -324,6 +325,9 @@ fn through(token: &Token, json: &str) -> Result<BTreeMap<Place, i64>, Error> {
             }
             through.insert((topic.clone(), partition), offset);
         }
+    }
+    if through.is_empty() {
+        return Err(invalid("through: names no partition; leave it out to accept all of the lease"));
     }
     Ok(through)
 }
@@ -422,7 +426,6 @@ mod tests {
         assert_eq!(read(&["0"], r#"{"1": 7}"#), ok(&["0/1: 7"]));
         assert_eq!(read(&["0"], r#"{"0": {"1": 7}}"#), ok(&["0/1: 7"]), "a topic's name may look like a partition");
         assert_eq!(read(&["0", "a"], r#"{"a": {"1": 7}, "0": {"0": 0}}"#), ok(&["0/0: 0", "a/1: 7"]));
-        assert_eq!(read(&["0", "a"], "{}"), ok(&[]));
         for (topics, json) in [
             (&["0", "a"][..], r#"{"0": 7}"#),
             (&["0"], r#"{"2": 7}"#),
@@ -432,6 +435,10 @@ mod tests {
             (&["0"], r#"{"0": 9223372036854775807}"#),
             (&["0"], r#"{"0": "7"}"#),
             (&["0"], "[7]"),
+            (&["0"], "{}"),
+            (&["0", "a"], r#"{"a": {}}"#),
+            (&["0"], r#"{"0": 7, "0": 8}"#),
+            (&["0", "a"], r#"{"a": {"0": 7}, "a": {"1": 7}}"#),
         ] {
             assert_eq!(read(topics, json), Err(Code::InvalidParameter), "{json}");
         }

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -102,13 +104,19 @@ pub fn structured(json: &RawValue, topic: TopicName) -> Result<Incoming<'_>, Err
         #[serde(borrow, rename = "type")]
         kind: Option<Cow<'a, str>>,
         partitionkey: Option<String>,
+        #[serde(default, deserialize_with = "record::present")]
         data: Option<IgnoredAny>,
-        data_base64: Option<IgnoredAny>,
+        #[serde(default, deserialize_with = "record::present")]
+        data_base64: Option<String>,
     }
     let members: Members<'_> = record::object(json).map_err(|_| {
-        let detail = "An event must be a JSON object, whose id, source, specversion, type and partitionkey are strings";
+        let detail =
+            "An event must be a JSON object, whose id, source, specversion, type, partitionkey and data_base64 are strings";
         Error::new(Code::InvalidParameter, detail)
     })?;
+    if members.data_base64.as_ref().is_some_and(|text| STANDARD.decode(text).is_err()) {
+        return Err(Error::new(Code::InvalidParameter, "data_base64: is not valid base64"));
+    }
     if members.data.is_some() && members.data_base64.is_some() {
         return Err(Error::new(Code::InvalidParameter, "data and data_base64 exclude each other"));
     }

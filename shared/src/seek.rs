@@ -16,7 +16,7 @@ use crate::kafka::consumers::{Consumers, Decided, blocking};
 use crate::kafka::decide::Intent;
 use crate::kafka::group::{Group, out_of_range, places};
 use crate::names::{GroupId, TopicName};
-use crate::record;
+use crate::record::{self, Once};
 
 /// The endpoint, and what a warm sandbox keeps for it.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ enum To {
 struct Body<'a> {
     group_id: Option<String>,
     topic: Option<String>,
-    partitions: Option<BTreeMap<i32, i64>>,
+    partitions: Option<Once<i32, i64>>,
     #[serde(borrow)]
     to: Option<&'a RawValue>,
 }
@@ -99,8 +99,8 @@ impl Ask {
         let to = match (body.partitions, body.to) {
             (None, None) => return Err(missing("partitions or to")),
             (Some(_), Some(_)) => return Err(invalid("partitions and to: only one of them can be given")),
-            (Some(offsets), None) if offsets.is_empty() => return Err(invalid("partitions: names no partition")),
-            (Some(offsets), None) => To::Offsets(offsets),
+            (Some(Once(offsets)), None) if offsets.is_empty() => return Err(invalid("partitions: names no partition")),
+            (Some(Once(offsets)), None) => To::Offsets(offsets),
             (None, Some(to)) => match serde_json::from_str(to.get()).unwrap_or_default() {
                 Value::String(word) if word == "earliest" => To::Earliest,
                 Value::String(word) if word == "latest" => To::Latest,

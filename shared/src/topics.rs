@@ -11,7 +11,7 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Permission, Reply, Route};
 use crate::kafka::catalogue::{Catalogue, Description, Partition, Plan, Setting};
 use crate::names::TopicName;
-use crate::record;
+use crate::record::{self, Once};
 
 /// The most partitions, and the most replicas, that can be asked for. Kafka itself makes no more partitions at once.
 const MOST: i32 = 10_000;
@@ -128,7 +128,7 @@ struct Body {
     topic: Option<String>,
     partitions: Option<i32>,
     replication_factor: Option<i32>,
-    configs: Option<BTreeMap<String, Value>>,
+    configs: Option<Once<String, Value>>,
 }
 
 /// The topic to make, and what it is to be like.
@@ -141,7 +141,7 @@ fn read(body: &[u8]) -> Result<(TopicName, Plan), Error> {
             return Err(invalid(format!("{name}: must be a whole number from 1 to {MOST}")));
         }
     }
-    let configs = configs.unwrap_or_default();
+    let configs = configs.map_or_else(BTreeMap::new, |Once(configs)| configs);
     if configs.len() > MOST_CONFIGS {
         return Err(invalid(format!("configs: must be {MOST_CONFIGS} at most")));
     }
@@ -205,6 +205,7 @@ mod tests {
             r#"{"topic": "t", "configs": {"retention.ms": [1]}}"#,
             r#"{"topic": "t", "configs": {"retention.ms": "1\u0000"}}"#,
             r#"{"topic": "t", "configs": ["retention.ms"]}"#,
+            r#"{"topic": "t", "configs": {"retention.ms": 1, "retention.ms": 2}}"#,
         ] {
             assert_eq!(plan(body).expect_err(body), Code::InvalidParameter, "{body}");
         }

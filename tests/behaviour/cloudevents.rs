@@ -202,6 +202,13 @@ async fn what_is_no_event_is_refused() {
         (but("none", None).query(&format!("topic={}", unique("absent"))), (404, "topic_not_found")),
         (but("none", None).header("content-type", "application/json"), (400, "invalid_json")),
         (changed("data_base64", json!("AA==")), invalid),
+        (structured(json!({ "specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data_base64": "?" })), invalid),
+        (
+            structured(
+                json!({ "specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data": null, "data_base64": "" }),
+            ),
+            invalid,
+        ),
         (changed("partitionkey", json!(7)), invalid),
         (structured(json!([event("1")])), invalid),
         (to(PRODUCE, &topic, &[("content-type", STRUCTURED)]).body("{"), (400, "invalid_json")),

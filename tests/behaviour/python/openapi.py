@@ -82,6 +82,12 @@ def before_call(context, case, kwargs):
     # One of them is required.
     if case.path == "/kafka/consumer/fetch" and "timestamp" not in case.query:
         case.query.setdefault("offset", "earliest")
+    # Events name their topic in the query, records in themselves.
+    if "/producer/" in case.path:
+        if "cloudevents" in case.media_type:
+            case.query.setdefault("topic", "orders")
+        else:
+            case.query.pop("topic", None)
     if not isinstance(case.body, dict):
         return
     case.body = whole(case.body)
