@@ -128,7 +128,8 @@ def variables():
 def alarms():
     """Each function that answers calls has its three alarms, on metrics of its own. All are explained, and paid for."""
     for name in functions:
-        kinds = {"Errors"} if name == "LagMonitor" else {"Errors", "Throttles", "Slow"}
+        # A redrive takes as long as it may.
+        kinds = {"LagMonitor": {"Errors"}, "Redrive": {"Errors", "Throttles"}}.get(name, {"Errors", "Throttles", "Slow"})
         for kind in kinds:
             alarm = deployed.get(f"{name}{kind}", {}).get("Properties")
             check(alarm, f"no alarm {name}{kind}")
