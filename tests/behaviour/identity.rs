@@ -76,6 +76,22 @@ async fn keycloak_s_tokens_are_worth_their_roles() {
     }
 }
 
+#[tokio::test]
+async fn what_the_gateway_has_found_in_a_token_counts_for_nothing() {
+    let consumer = function("consume").await;
+    let token = Stack::shared().await.token("gateway-none").await;
+    for (token, expected) in [(None, "missing_token"), (Some("forged"), "invalid_token"), (Some(&*token), "forbidden")]
+    {
+        let mut event = token.map_or_else(probe, |token| probe().bearer(token)).build();
+        let roles = json!({ "roles": ["kafka_consumer:read", "kafka_producer:write", "kafka_admin:write"] });
+        event["requestContext"]["authorizer"]["jwt"] = json!({
+            "claims": { "iss": "any", "sub": "somebody", "realm_access": roles.to_string(), "exp": "99999999999" },
+            "scopes": ["kafka_consumer:read"],
+        });
+        assert_eq!(verdict(&consumer.invoke(event).await), refusal(expected));
+    }
+}
+
 /// What Keycloak's token endpoint says to a form.
 async fn token_endpoint(form: &str) -> Value {
     let url = format!("{}/protocol/openid-connect/token", Stack::shared().await.issuer());

@@ -289,7 +289,7 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
     const RECORDS: usize = 20_000;
     let (stack, topic, group) = (Stack::shared().await, topic(4).await, unique("group"));
     fill(&stack.bootstrap(), &topic, 4, RECORDS);
-    let acker = Arc::new(function("acknowledge").await);
+    let acker = Arc::new(Mutex::new(Arc::new(function("acknowledge").await)));
     // How often each record's accept was answered with 200.
     let accepted: Arc<Mutex<HashMap<usize, u32>>> = Arc::default();
     let done = Arc::new(AtomicBool::new(false));
@@ -301,7 +301,7 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
         consumers
     });
     let killer = {
-        let (consumers, done) = (Arc::clone(&consumers), Arc::clone(&done));
+        let (consumers, acker, done) = (Arc::clone(&consumers), Arc::clone(&acker), Arc::clone(&done));
         tokio::spawn(async move {
             let mut kills = 0;
             while !done.load(Ordering::Relaxed) {
@@ -310,6 +310,10 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
                 let killed = std::mem::replace(&mut *consumers[kills % 4].lock().await, fresh);
                 killed.kill();
                 kills += 1;
+                if kills % 2 == 0 {
+                    let fresh = Arc::new(function("acknowledge").await);
+                    std::mem::replace(&mut *acker.lock().await, fresh).kill();
+                }
             }
             kills
         })
@@ -337,7 +341,15 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
                     continue;
                 }
                 idle = 0;
-                let settled = acknowledge(&acker, &json!({ "token": token(&answer), "type": "accept" })).await;
+                // One that is killed in the middle of it answers nothing: the same once more, of the next one.
+                let accept = json!({ "token": token(&answer), "type": "accept" });
+                let settled = loop {
+                    let acker = Arc::clone(&*acker.lock().await);
+                    let event = Event::post(ACKNOWLEDGE).json(&accept).bearer(&bearer).build();
+                    if let Ok(settled) = acker.try_invoke(event, Duration::from_secs(29)).await {
+                        break Answer::read(&settled);
+                    }
+                };
                 let mut accepted = accepted.lock().await;
                 let lost: Vec<u64> = settled.body["results"]
                     .as_array()

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use tests::Stack;
+use tests::{Event, Stack};
 
-use crate::consume::{fill, offsets, values};
-use crate::world::{consume, function_with, produce, topic, unique};
+use crate::consume::{committed, fill, offsets, values};
+use crate::wire::ACKNOWLEDGE;
+use crate::world::{call, consume, function, function_with, produce, topic, unique};
 
 const SETTINGS: [(&str, &str); 1] = [("AWS_LAMBDA_MAX_CONCURRENCY", "64")];
 
@@ -56,6 +57,31 @@ async fn sixty_four_records_at_once_have_each_their_receipt() {
     all.sort_unstable();
     assert_eq!(all, (0..64).collect::<Vec<_>>());
     assert_eq!(producer.most_at_once(), 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_acknowledgements_at_once_settle_each_record_once() {
+    let (stack, topic, group) = (Stack::shared().await, topic(4).await, unique("group"));
+    fill(&stack.bootstrap(), &topic, 4, 64);
+    let (consumer, acker) = (function("consume").await, Arc::new(function_with("acknowledge", &SETTINGS).await));
+    let leased = consume(&consumer, &topic, &group, "&ack=manual&lease_ms=120000&timeout_ms=5000").await;
+    assert_eq!(leased.messages().len(), 64);
+    // Each accepts one record more, in no order, of all four partitions.
+    let mut running = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let (partition, offset) = ((n % 4).to_string(), n / 4);
+        let body =
+            json!({ "token": leased.body["lease"]["token"], "type": "accept", "through": { partition: offset } });
+        let acker = Arc::clone(&acker);
+        running.spawn(async move { call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok() });
+    }
+    for settled in running.join_all().await {
+        assert_eq!(settled["results"][0]["status"], "accepted", "{settled}");
+    }
+    for partition in 0..4 {
+        assert_eq!(committed(&stack.bootstrap(), &group, &topic, partition), Some(16), "it never goes back");
+    }
+    assert_eq!(acker.most_at_once(), 64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,11 +92,15 @@ impl Answer {
         } else {
             text.as_bytes().to_vec()
         };
-        Self {
+        let answer = Self {
             status: response["statusCode"].as_u64().expect("a status"),
             headers: response["headers"].clone(),
             body: if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).expect("a JSON body") },
+        };
+        if answer.status >= 400 {
+            answer.code();
         }
+        answer
     }
 
     /// The answer, which must be a success.

@@ -130,6 +130,8 @@ fn leases_follow_each_other() {
 fn leases_expire_while_clocks_differ() {
     let bounds = Bounds { batches: &[2], manual: 2, acknowledge: 1, ticks: 2, ahead: 1, ..Bounds::QUIET };
     holds("manual, with expiry and skew", bounds, &["leased", "leased again", "lease lost", "accepted", "renewed"]);
+    let bounds = Bounds { batches: &[2], manual: 2, acknowledge: 1, ticks: 2, kills: 1, ..Bounds::QUIET };
+    holds("manual, with expiry and a death", bounds, &["leased", "leased again", "lease lost", "accepted", "renewed"]);
 }
 
 #[test]
