@@ -9,7 +9,7 @@ use crate::stats::{Row, Samples};
 use crate::world::{World, call, records, unique};
 
 /// How often a cold start is tried: the traps are met by luck.
-const COLD_STARTS: usize = 10;
+const COLD_STARTS: usize = 40;
 
 /// From the start of a process to its first acknowledged record.
 pub(super) async fn produce(world: &World) -> Vec<Row> {
