@@ -43,9 +43,12 @@ const STEP: Duration = Duration::from_secs(2);
 /// The same for writing dead letters: they may be megabytes, in a topic that was made just now.
 const LETTERS: Duration = Duration::from_secs(5);
 
-/// How often a claim that is not granted yet is made to look again: at first, and at most. In between the pause grows with
-/// the time that has passed: what takes long for one function takes long for all, and their brokers have enough to do then.
-const ASK: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(100));
+/// How often a claim that is not granted yet is made to look again, as long as it may be a matter of moments, and how often
+/// after that: what takes long for one function takes long for all, and their brokers have enough to do then.
+const ASK: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(50));
+
+/// How long it may be a matter of moments: others end their transactions.
+const MOMENTS: Duration = Duration::from_millis(300);
 
 /// How much later than it was told librdkafka may say that it has waited in vain.
 const LATE: Duration = Duration::from_millis(500);
@@ -400,14 +403,13 @@ where
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
-            let mut pause = ASK.0;
+            let begun = Instant::now();
             loop {
-                std::thread::park_timeout(pause);
+                std::thread::park_timeout(if begun.elapsed() < MOMENTS { ASK.0 } else { ASK.1 });
                 if done.load(Ordering::Relaxed) {
                     return;
                 }
                 let _ = producer.client().fetch_metadata(Some(NO_TOPIC), Duration::from_millis(50));
-                pause = (pause * 9 / 8).min(ASK.1);
             }
         });
         let result = loop {
