@@ -110,8 +110,7 @@ impl Report {
                 p50(cold, "produce") / p50(cold, "raw client, tuned"),
             )
             .at_most(1.5),
-            ms("the slowest of ten cold produces (each of librdkafka's traps is 500)", longest(cold, "produce"))
-                .at_most(250.0),
+            ms("the slowest cold produce (each of librdkafka's traps is 500)", longest(cold, "produce")).at_most(250.0),
             ms("warm exclusive consume of 100, p50", p50("consume 100, warm", "consume")).at_most(6.0),
             ms("manual cycle of 100 in two functions, p50", p50("manual cycle", "consume and")).at_most(25.0),
             ms("cold consume of 100, p50", p50(first, "consume, a group")).at_most(60.0),
@@ -119,11 +118,8 @@ impl Report {
                 "cold consume ÷ raw client's own cold start, which excludes nothing, p50",
                 p50(first, "consume, a group") / p50(first, "raw client"),
             ),
-            ms(
-                "the slowest of ten cold consumes (each of librdkafka's traps is 1000)",
-                longest(first, "consume, a group"),
-            )
-            .at_most(500.0),
+            ms("the slowest cold consume (each of librdkafka's traps is 1000)", longest(first, "consume, a group"))
+                .at_most(500.0),
             times(
                 "consume-batch of four topics ÷ raw client on their partitions, which excludes nothing, p50",
                 p50(several, "consume-batch") / p50(several, "raw client"),
