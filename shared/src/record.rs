@@ -1,7 +1,8 @@
 //! Records as JSON: what a produce call sends, and what a consume call answers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::hash::Hash;
 use std::marker::PhantomData;
 
 use base64::Engine;
@@ -164,15 +165,16 @@ pub(crate) fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
-/// An object whose names are not known beforehand, each of them once: which of two would count is not for us to choose.
+/// An object whose names are not known beforehand: its members in their order, each name once, as which of two would count is
+/// not for us to choose.
 #[derive(Debug)]
-pub(crate) struct Once<K, V>(pub(crate) BTreeMap<K, V>);
+pub(crate) struct Once<K, V>(pub(crate) Vec<(K, V)>);
 
-impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Deserialize<'de> for Once<K, V> {
+impl<'de, K: Deserialize<'de> + Clone + Eq + Hash, V: Deserialize<'de>> Deserialize<'de> for Once<K, V> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Collect<K, V>(PhantomData<(K, V)>);
 
-        impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Visitor<'de> for Collect<K, V> {
+        impl<'de, K: Deserialize<'de> + Clone + Eq + Hash, V: Deserialize<'de>> Visitor<'de> for Collect<K, V> {
             type Value = Once<K, V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,11 +182,12 @@ impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Deserialize<'de> for O
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry()? {
-                    if members.insert(name, value).is_some() {
+                let (mut members, mut names) = (Vec::new(), HashSet::new());
+                while let Some((name, value)) = map.next_entry::<K, V>()? {
+                    if !names.insert(name.clone()) {
                         return Err(A::Error::custom("duplicate field: a name stands twice in one object"));
                     }
+                    members.push((name, value));
                 }
                 Ok(Once(members))
             }

@@ -100,7 +100,7 @@ impl Ask {
             (None, None) => return Err(missing("partitions or to")),
             (Some(_), Some(_)) => return Err(invalid("partitions and to: only one of them can be given")),
             (Some(Once(offsets)), None) if offsets.is_empty() => return Err(invalid("partitions: names no partition")),
-            (Some(Once(offsets)), None) => To::Offsets(offsets),
+            (Some(Once(offsets)), None) => To::Offsets(offsets.into_iter().collect()),
             (None, Some(to)) => match serde_json::from_str(to.get()).unwrap_or_default() {
                 Value::String(word) if word == "earliest" => To::Earliest,
                 Value::String(word) if word == "latest" => To::Latest,

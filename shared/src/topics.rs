@@ -141,7 +141,7 @@ fn read(body: &[u8]) -> Result<(TopicName, Plan), Error> {
             return Err(invalid(format!("{name}: must be a whole number from 1 to {MOST}")));
         }
     }
-    let configs = configs.map_or_else(BTreeMap::new, |Once(configs)| configs);
+    let configs = configs.map_or_else(BTreeMap::new, |Once(configs)| configs.into_iter().collect());
     if configs.len() > MOST_CONFIGS {
         return Err(invalid(format!("configs: must be {MOST_CONFIGS} at most")));
     }

@@ -1,9 +1,9 @@
 //! The schema registry, over Confluent's REST interface.
 //!
 //! What it says of an id or a numbered version never changes and is kept; what is latest, and that something is not there,
-//! is believed for half a minute, or for a second where a caller has named it. One call asks for a thing, and the others that want it wait for that answer. When the
-//! registry is away, what was known still serves, and for the rest calls fail at once for a few seconds instead of each
-//! waiting in its turn.
+//! is believed for half a minute, or for a second where a caller has named it. One call asks for a thing, and the others
+//! that want it wait for that answer. When the registry is away, what was known still serves, and for the rest calls fail
+//! at once for a few seconds instead of each waiting in its turn.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
