@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::session::{CONTEST_END, Learned, Session};
-use crate::errors::{Code, Error};
-use crate::kafka::consumers::{BLIND, blocking};
+use super::session::{Learned, Session};
+use crate::errors::Error;
+use crate::kafka::consumers::{again, blocking};
 use crate::kafka::group::{Offsets, Place, Positions};
 use crate::kafka::position::{Mark, Position, now_ms};
 use crate::names::TopicName;
@@ -93,16 +93,8 @@ impl Session {
                 Ok(_) => learned.why_unseen(),
                 Err(error) => error,
             };
-            if error.code() != Code::BrokerUnavailable || !self.may_see_more(begun) {
-                return Err(error);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            again(error, begun, self.deadline).await?;
         }
-    }
-
-    /// Whether to look again for what cannot be seen, since the look that has `begun` then.
-    pub(super) fn may_see_more(&self, begun: Instant) -> bool {
-        begun.elapsed() < BLIND && self.deadline.left() > CONTEST_END
     }
 
     async fn look_once(&self, learned: &mut Learned, settled: bool) -> Result<Vec<Seen>, Error> {

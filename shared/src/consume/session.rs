@@ -12,6 +12,7 @@ use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
 use crate::errors::Error;
+use crate::kafka::consumers::may_try_again;
 use crate::kafka::group::Group;
 use crate::kafka::handover::Slot;
 use crate::kafka::position::Position;
@@ -189,7 +190,7 @@ impl Session {
                 }
             }
             let left = self.answer_at.saturating_duration_since(Instant::now());
-            if left.is_zero() && (learned.hidden.is_empty() || !self.may_see_more(begun)) {
+            if left.is_zero() && (learned.hidden.is_empty() || !may_try_again(begun, self.deadline)) {
                 if !last_look && self.group.glances() {
                     // A glance may be older than what was answered to somebody else just now. "No records" is not said by it.
                     settled = true;

@@ -12,7 +12,7 @@ use super::{Begin, Params, next};
 use crate::auth::{Authorized, Fetch};
 use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
-use crate::kafka::consumers::{BLIND, blocking};
+use crate::kafka::consumers::{again, blocking};
 use crate::kafka::fetch::{Fetched, Window};
 use crate::kafka::group::{Group, Offsets, out_of_range, places};
 use crate::kafka::ranges::Ranges;
@@ -220,7 +220,7 @@ impl<'a> Session<'a> {
                 }
                 Err(error) => error,
             };
-            self.again(begun, error).await?;
+            again(error, begun, self.deadline).await?;
         }
     }
 
@@ -251,17 +251,8 @@ impl<'a> Session<'a> {
                 }
                 Err(error) => error,
             };
-            self.again(begun, error).await?;
+            again(error, begun, self.deadline).await?;
         }
-    }
-
-    /// Waits a moment before another try, unless the error is the answer.
-    async fn again(&self, begun: Instant, error: Error) -> Result<(), Error> {
-        if error.code() != Code::BrokerUnavailable || begun.elapsed() >= BLIND || self.deadline.left() < LAST {
-            return Err(error);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        Ok(())
     }
 
     /// Asks the cluster something, off the runtime's own threads.

@@ -39,10 +39,24 @@ pub const SAY: Duration = Duration::from_millis(50);
 
 /// For how long a call tries again when Kafka cannot be reached, and nothing was done: leaders and coordinators move within
 /// moments, and a connection that died while the sandbox was frozen is replaced as soon as it was used.
-pub const BLIND: Duration = Duration::from_secs(3);
+const BLIND: Duration = Duration::from_secs(3);
 
-/// With less time left a step is not tried again: what went wrong is worth more than that time ran out.
+/// With less time left nothing is tried again: what went wrong is worth more than that time ran out.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Whether what could not reach Kafka since `begun` is worth another try.
+pub fn may_try_again(begun: Instant, deadline: Deadline) -> bool {
+    begun.elapsed() < BLIND && deadline.left() >= AGAIN
+}
+
+/// Waits a moment before another try of what did nothing, unless the error is the answer.
+pub async fn again(error: Error, begun: Instant, deadline: Deadline) -> Result<(), Error> {
+    if error.code() != Code::BrokerUnavailable || !may_try_again(begun, deadline) {
+        return Err(error);
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}
 
 /// A partition of a group; whoever locks it has it in this sandbox.
 pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
@@ -233,15 +247,9 @@ impl Consumers {
                     Ok((Stepped::Refused(verdict, position), _)) => return Ok(Decided::Refused(verdict, position)),
                     Ok((Stepped::Undecided(error), _)) => return Err(error),
                     Ok((Stepped::Fenced, _)) => {}
-                    Err(error) => {
-                        let since = blind.get_or_insert_with(Instant::now).elapsed();
-                        // A dead-letter topic that cannot be made is for an operator to see to.
-                        let in_vain = error.code() != Code::BrokerUnavailable || dead_letters::is_refused(&error);
-                        if in_vain || since >= BLIND || deadline.left() < AGAIN {
-                            return Err(error);
-                        }
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+                    // That is for an operator to see to.
+                    Err(error) if dead_letters::is_refused(&error) => return Err(error),
+                    Err(error) => again(error, *blind.get_or_insert_with(Instant::now), deadline).await?,
                 }
             }
             tokio::time::sleep(Duration::from_millis(rand::random_range(1..15))).await;
