@@ -100,6 +100,55 @@ async fn what_a_broken_call_of_a_warm_sandbox_has_not_committed_goes_to_the_next
     .await;
 }
 
+/// What a group's first call asks with `start=latest`, where it commits the end of the log and reads nothing.
+const BEGINNING: [(Api, usize); 9] = [
+    (Api::Metadata, 0),
+    (Api::FindCoordinator, 0),
+    (Api::OffsetFetch, 0),
+    (Api::ListOffsets, 0),
+    (Api::InitProducerId, 0),
+    (Api::OffsetFetch, 1),
+    (Api::AddOffsetsToTxn, 0),
+    (Api::TxnOffsetCommit, 0),
+    (Api::EndTxn, 0),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_group_begins_is_committed_when_a_call_has_said_that_it_has_begun() {
+    const LATEST: &str = "&start=latest&timeout_ms=0";
+    each(cases(&BEGINNING), async |wire, case| {
+        let group = unique("group");
+        let event = wire.consuming(&group, "&start=latest");
+        let (answer, ()) = wire.strike(case, ("consume", event), async || ()).await;
+        match answer {
+            Some(answer) if answer.status == 200 => assert_eq!(wire.committed(&group), Some(RECORDS), "{answer:?}"),
+            Some(answer) => assert!([503, 504].contains(&answer.status), "{answer:?}"),
+            None => {}
+        }
+        for _ in 0..CALLS {
+            if consume(&wire.consumer, &wire.topic, &group, LATEST).await.status == 200 {
+                break;
+            }
+        }
+        assert_eq!(wire.committed(&group), Some(RECORDS));
+    })
+    .await;
+}
+
+/// The loser of a contest must not take it for done, as the winner may die.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_group_begins_is_committed_by_a_call_that_was_fenced_by_one_that_died() {
+    let (wire, group) = (Wire::shared().await, unique("group"));
+    let event = || ("consume", wire.consuming(&group, "&start=latest"));
+    let frozen = Case { api: Api::AddOffsetsToTxn, passing: 0, at: At::Answer, fault: Fault::Frozen };
+    let killed = Case { api: Api::EndTxn, passing: 0, at: At::Request, fault: Fault::Killed };
+    let winner = async || wire.strike(killed, event(), async || ()).await;
+    let (answer, (none, ())) = wire.strike(frozen, event(), winner).await;
+    assert!(none.is_none(), "the winner died before it committed");
+    assert_eq!(answer.expect("an answer").ok()["messages"], json!([]));
+    assert_eq!(wire.committed(&group), Some(RECORDS));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_broken_call_has_leased_goes_to_the_next_when_the_lease_is_over() {
     each(cases(&CONSUMING), async |wire, case| {

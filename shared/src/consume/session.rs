@@ -136,8 +136,14 @@ impl Session {
             if self.is_crowded(&learned.unseen) {
                 return Err(learned.why_unseen());
             }
-            if self.terms.latest {
-                self.fix_start(&seen).await?;
+            // No answer before that, not even one with records of other partitions: it would say that the group has begun.
+            if self.terms.latest && !self.fix_start(&seen).await? {
+                if self.deadline.left() < CONTEST_END {
+                    return Err(Deadline::exceeded());
+                }
+                tokio::time::sleep(rand::random_range(Duration::from_millis(1)..contest)).await;
+                contest = (contest * 2).min(CONTEST.1);
+                continue;
             }
             if std::mem::take(&mut first_look) {
                 self.renew(&seen, RENEWALS, &mut learned).await?;

@@ -23,12 +23,16 @@ impl Session {
     ///
     /// A partition that is added to a topic later begins where its end is when a call first sees it, as with any consumer
     /// of `latest`.
-    pub(super) async fn fix_start(&self, seen: &[Seen]) -> Result<(), Error> {
+    ///
+    /// Whether all of them are committed; if not, others are at it, and a new look shows what they have come to.
+    pub(super) async fn fix_start(&self, seen: &[Seen]) -> Result<bool, Error> {
         let new: Vec<&Seen> = seen.iter().filter(|seen| seen.position.committed.is_none()).collect();
+        let mut fixed = true;
         for some in new.chunks(ABREAST) {
-            futures_util::future::try_join_all(some.iter().map(|seen| self.keep(seen, false))).await?;
+            let kept = futures_util::future::try_join_all(some.iter().map(|seen| self.keep(seen, false))).await?;
+            fixed &= kept.into_iter().all(|kept| kept);
         }
-        Ok(())
+        Ok(fixed)
     }
 
     /// Commits again what Kafka would forget otherwise: `at_least` partitions that are due, or a quarter of them.
