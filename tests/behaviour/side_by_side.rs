@@ -1,11 +1,15 @@
 //! Many invocations at once in one sandbox, as on Lambda Managed Instances.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use rdkafka::consumer::Consumer;
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 use tests::{Event, Stack};
 
-use crate::consume::{committed, fill, offsets, values};
+use crate::consume::{committed, fill, offsets, raw_consumer, values};
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{call, consume, function, function_with, produce, topic, unique};
 
@@ -84,13 +88,53 @@ async fn sixty_four_acknowledgements_at_once_settle_each_record_once() {
     assert_eq!(acker.most_at_once(), 64);
 }
 
+/// More partitions at a time than a sandbox has places for.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_group_begins_is_committed_by_each_of_many_first_calls() {
+    const PARTITIONS: i32 = 30;
+    let (server, topic) = (Stack::shared().await.bootstrap(), topic(PARTITIONS).await);
+    let consumer = Arc::new(function_with("consume", &SETTINGS).await);
+    let groups = [unique("group"), unique("group")];
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..6 {
+        let (consumer, topic, server) = (Arc::clone(&consumer), topic.clone(), server.clone());
+        let group = groups[number % 2].clone();
+        running.spawn(async move {
+            let begun = consume(&consumer, &topic, &group, "&start=latest&timeout_ms=0").await.ok();
+            assert_eq!(begun["messages"], json!([]));
+            let mut places = TopicPartitionList::new();
+            places.add_partition_range(&topic, 0, PARTITIONS - 1);
+            let client = raw_consumer(&server, &group, &[]);
+            let begins = client.committed_offsets(places, Duration::from_secs(30)).expect("an answer");
+            let begins = begins.elements().iter().filter(|place| place.offset() == Offset::Offset(0)).count();
+            assert_eq!(begins, usize::try_from(PARTITIONS).expect("few"), "it has begun everywhere");
+        });
+    }
+    running.join_all().await;
+    assert_eq!(consumer.most_at_once(), 6);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn more_groups_than_a_sandbox_keeps_pass_through_it() {
+    const GROUPS: usize = 64;
     let (stack, topic) = (Stack::shared().await, topic(2).await);
     fill(&stack.bootstrap(), &topic, 2, 10);
     let consumer = Arc::new(function_with("consume", &SETTINGS).await);
+    let (pid, most) = (consumer.pid(), Arc::new([const { AtomicUsize::new(0) }; 2]));
+    let watching = tokio::spawn({
+        let most = Arc::clone(&most);
+        async move {
+            loop {
+                for (most, what) in most.iter().zip(["task", "fd"]) {
+                    let there = std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
+                    most.fetch_max(there, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
     let mut running = tokio::task::JoinSet::new();
-    for _ in 0..40 {
+    for _ in 0..GROUPS {
         let (consumer, topic, group) = (Arc::clone(&consumer), topic.clone(), unique("group"));
         running.spawn(async move {
             let mut got = Vec::new();
@@ -104,7 +148,12 @@ async fn more_groups_than_a_sandbox_keeps_pass_through_it() {
     for got in running.join_all().await {
         assert_eq!(got, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]);
     }
-    let threads = std::fs::read_dir(format!("/proc/{}/task", consumer.pid())).expect("threads").count();
-    println!("{threads} threads after 40 groups");
+    watching.abort();
+    // Lambda allows 1024 of each.
+    let [threads, descriptors] = most.each_ref().map(|most| most.load(Ordering::Relaxed));
+    println!("at most {threads} threads and {descriptors} descriptors with {GROUPS} groups at once");
+    assert!(threads < 1000 && descriptors < 1000, "{threads} threads, {descriptors} descriptors");
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads").count();
+    println!("{threads} threads after them");
     assert!(threads < 400, "{threads} threads");
 }

@@ -1,7 +1,8 @@
 //! The Kafka clients that a sandbox keeps for consuming, and no more of them than it can hold.
 //!
-//! A client is about 4 threads and, on one broker, 8 file descriptors; a Lambda function has 1024 of each. The least
-//! recently used are dropped, off the call's path, since librdkafka takes its time to end.
+//! A client is about 4 threads and 8 file descriptors on one broker, and some 3 descriptors more for each further one; a
+//! Lambda function has 1024 of each. The least recently used are dropped, off the call's path, since librdkafka takes its
+//! time to end.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::brokers::Brokers;
@@ -30,6 +31,10 @@ use crate::names::{GroupId, TopicName};
 
 const GROUPS: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 const SLOTS: usize = 24;
+
+/// How many groups there may be at a time, with those that calls are at work on: where calls come side by side, each may be
+/// of a group of its own.
+const PLACES: usize = 24;
 
 /// The most that init spends on asking the brokers.
 const LEARNING: Duration = Duration::from_millis(1500);
@@ -104,6 +109,7 @@ pub struct Consumers {
     /// Where those go that are given up.
     pub dead_letters: DeadLetters,
     groups: Mutex<LruCache<GroupId, Arc<Group>>>,
+    places: Arc<Semaphore>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
 }
 
@@ -118,6 +124,7 @@ impl Consumers {
             delivery: config.delivery,
             dead_letters: DeadLetters::new(config),
             groups: Mutex::new(LruCache::new(GROUPS)),
+            places: Arc::new(Semaphore::new(PLACES)),
             slots: Mutex::new(LruCache::unbounded()),
         }
     }
@@ -150,10 +157,13 @@ impl Consumers {
             return Ok(Arc::clone(group));
         }
         let facts = self.brokers.facts(deadline.left().saturating_sub(SAY)).await?;
+        let place = self.place(deadline).await?;
         // To make a client reads the system's certificates.
         let (settings, name) = (self.group_settings.clone(), id.clone());
         let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name, facts)).await;
-        let opened = Arc::new(opened.map_err(Error::internal)??);
+        let mut opened = opened.map_err(Error::internal)??;
+        opened.place = Some(place);
+        let opened = Arc::new(opened);
         let (group, evicted) = {
             let mut groups = groups();
             if let Some(other) = groups.get(id) {
@@ -167,6 +177,29 @@ impl Consumers {
         let slots = evicted.as_ref().map(|(id, _)| self.idle_slots(id));
         tokio::task::spawn_blocking(move || drop((opened, evicted, slots)));
         Ok(group)
+    }
+
+    /// A place for a group. If there is none, those that no call is at work on give theirs up, and then calls as they end.
+    ///
+    /// Errors: `429` where none ends in time.
+    async fn place(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Error> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(place);
+        }
+        let kept: Vec<_> = {
+            let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+            std::iter::from_fn(|| groups.pop_lru()).collect()
+        };
+        let slots: Vec<_> = kept.iter().map(|(id, _)| self.idle_slots(id)).collect();
+        tokio::task::spawn_blocking(move || drop((kept, slots)));
+        let until = deadline.within(deadline.left().saturating_sub(SAY)).instant();
+        match tokio::time::timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(place) => place.map_err(Error::internal),
+            Err(late) => {
+                let detail = format!("This sandbox is at work for {PLACES} groups, and takes no other just now");
+                Err(Error::new(Code::Throttled, detail).source(late))
+            }
+        }
     }
 
     /// Takes a group's slots away, but for those that a call has.
