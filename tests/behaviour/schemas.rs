@@ -96,6 +96,21 @@ async fn every_format_goes_in_as_json_and_comes_out_as_it_was() {
     assert_eq!(read.messages()[1]["value"], happened);
 }
 
+/// Its id is one that no registry has, nor takes as a question.
+#[tokio::test]
+async fn a_record_that_only_begins_like_one_with_a_schema_stops_nothing() {
+    let (producer, consumer) = (with_registry("produce", &[]).await, with_registry("consume", &[]).await);
+    let topic = topic(1).await;
+    for value in ["AP////8B", "AH////8B"] {
+        produce(&producer, &json!({ "topic": topic, "value": value, "value_format": "binary" })).await.ok();
+    }
+    let read = consume(&consumer, &topic, &unique("group"), "&limit=2&value_format=avro").await;
+    for message in read.messages() {
+        assert_eq!(message["value_error"], "has a schema id that the registry does not know", "{message}");
+    }
+    assert_eq!(read.messages().len(), 2);
+}
+
 #[tokio::test]
 async fn a_schema_that_was_missed_is_found_as_soon_as_it_is_registered() {
     let (producer, topic) = (with_registry("produce", &[]).await, topic(1).await);

@@ -17,8 +17,6 @@ pub(super) const NOT_YET: Duration = Duration::from_secs(1);
 /// Answers by what was asked.
 pub(super) struct Cache<K, V> {
     slots: Mutex<LruCache<K, Arc<Slot<V>>>>,
-    /// For how long a thing that was found is believed.
-    lasts: Duration,
 }
 
 /// Held by the call that asks; others that want the same wait for it.
@@ -30,16 +28,17 @@ struct Answer<V> {
 }
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
-    pub(super) fn new(size: usize, lasts: Duration) -> Self {
+    pub(super) fn new(size: usize) -> Self {
         let size = NonZeroUsize::new(size).unwrap_or(NonZeroUsize::MIN);
-        Self { slots: Mutex::new(LruCache::new(size)), lasts }
+        Self { slots: Mutex::new(LruCache::new(size)) }
     }
 
-    /// What is known, or what `ask` says. Where that fails, what was found before still serves. That there is no such thing is
-    /// believed for `missing`.
+    /// What is known, or what `ask` says. Where that fails, what was found before still serves. A thing that was found is
+    /// believed for `lasts`, and that there is none for `missing`.
     pub(super) async fn get<E: Display>(
         &self,
         key: K,
+        lasts: Duration,
         missing: Duration,
         ask: impl AsyncFnOnce() -> Result<Option<V>, E>,
     ) -> Result<Option<V>, E> {
@@ -50,7 +49,7 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         let mut known = slot.lock().await;
         let now = SystemTime::now();
         if let Some(Answer { found, at }) = &*known {
-            let believed = if found.is_some() { self.lasts } else { missing };
+            let believed = if found.is_some() { lasts } else { missing };
             // A clock that was set back makes an answer old.
             if believed == Duration::MAX || now.duration_since(*at).is_ok_and(|age| age < believed) {
                 return Ok(found.clone());

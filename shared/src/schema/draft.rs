@@ -140,6 +140,9 @@ impl<'a> Draft<'a> {
     }
 }
 
+/// A topic's name and a record's. It goes into the registry's URL, and comes back in each record's answer.
+const LONGEST_SUBJECT: usize = 512;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantedIn {
@@ -160,6 +163,9 @@ fn wanted(field: Field, json: &RawValue) -> Result<Wanted, Error> {
             Some(Version::Number(number.ok_or_else(|| bad(shape))?))
         }
     };
+    if subject.as_ref().is_some_and(|subject| subject.len() > LONGEST_SUBJECT) {
+        return Err(bad(&format!("subject must have at most {LONGEST_SUBJECT} bytes")));
+    }
     let pick = match (version, id) {
         (Some(_), Some(_)) => return Err(bad("version and id exclude each other")),
         (None, Some(id)) => Pick::Id(id),

@@ -27,7 +27,7 @@ impl JsonSchema {
 
     /// What is wrong with a JSON text.
     pub(super) fn check(&self, json: &str) -> Result<(), Vec<Mismatch>> {
-        let value: Value = serde_json::from_str(json).unwrap_or_default();
+        let value: Value = serde_json::from_str(json).map_err(|_| vec![Mismatch::unreadable(json)])?;
         let mut wrong: Vec<_> = self.0.iter_errors(&value).take(MOST).map(|error| mismatch(&value, &error)).collect();
         if wrong.is_empty() && !unambiguous(json) {
             wrong.push(Mismatch::new("", "no name twice in one object", &value));
@@ -115,6 +115,18 @@ mod tests {
             wrong(schema, r#"{"id":"x","id":1}"#),
             [named("", "no name twice in one object", "object of 1 members")]
         );
+    }
+
+    #[test]
+    fn what_no_reader_takes_is_not_taken_for_null() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for (json, found) in [(r#"{"n":1e999}"#, "object"), (r#"{"s":"\ud800"}"#, "object"), (&deep, "array")] {
+            for schema in [r#"{"type":"null"}"#, "{}"] {
+                let [(pointer, expected, what)] = &wrong(schema, json)[..] else { panic!("one mismatch: {json}") };
+                assert!(pointer.is_empty() && expected.starts_with("at most 127 levels"), "{pointer} {expected}");
+                assert_eq!(what, found);
+            }
+        }
     }
 
     #[test]

@@ -29,7 +29,15 @@ impl Mismatch {
 
     /// For JSON text.
     pub(super) fn of_text(pointer: &str, expected: impl Into<String>, found: &str) -> Self {
-        Self::new(pointer, expected, &serde_json::from_str(found).unwrap_or_default())
+        match serde_json::from_str(found) {
+            Ok(found) => Self::new(pointer, expected, &found),
+            Err(_) => Self { found: shape(found).into(), ..Self::new(pointer, expected, &Value::Null) },
+        }
+    }
+
+    /// For JSON text that nothing can be compared with: the grammar allows what no reader here takes.
+    pub(super) fn unreadable(found: &str) -> Self {
+        Self::of_text("", "at most 127 levels, numbers within a double's range, and valid Unicode", found)
     }
 
     /// As the answer shows it.
@@ -50,6 +58,18 @@ fn shortened(mut text: String) -> String {
         text.push('…');
     }
     text
+}
+
+/// What a JSON text is, by how it begins.
+fn shape(json: &str) -> &'static str {
+    match json.as_bytes().first() {
+        Some(b'"') => "string",
+        Some(b'[') => "array",
+        Some(b'{') => "object",
+        Some(b't' | b'f') => "boolean",
+        Some(b'n') => "null",
+        _ => "number",
+    }
 }
 
 /// A value's type and size.

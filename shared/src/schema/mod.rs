@@ -151,7 +151,7 @@ impl Schemas {
             let detail = format!("{}: {problem}", draft.field.schema_name());
             Err(Error::new(Code::UnprocessableRecord, detail).with("subject", &*subject).with("schema_id", id))
         };
-        if schema.kind() != Some(kind) {
+        if schema.kind().is_some_and(|other| other != kind) {
             return unusable("the schema is of another type than the format");
         }
         match schema.encode(json) {
@@ -274,10 +274,13 @@ impl Rendering {
     pub fn json(&self, kind: Kind, bytes: &[u8]) -> Result<String, &'static str> {
         let (id, body) = wire::open(bytes).ok_or("is not in the schema registry's wire format")?;
         let schema = self.schemas.get(&id).ok_or("has a schema id that the registry does not know")?;
-        if schema.kind() != Some(kind) {
-            return Err("has a schema of another type than the format");
+        match &**schema {
+            schema if schema.kind().is_some_and(|other| other != kind) => {
+                Err("has a schema of another type than the format")
+            }
+            Schema::Unusable(_) => Err("has a schema that the gateway cannot use"),
+            schema => schema.decode(body).ok_or("does not fit its schema"),
         }
-        schema.decode(body).ok_or("does not fit its schema")
     }
 }
 

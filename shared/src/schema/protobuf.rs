@@ -40,8 +40,11 @@ impl Protobuf {
         let descriptor = self.0.messages().next().ok_or_else(|| unfit("a message: the schema has none"))?;
         let (mut deserializer, mut track) = (serde_json::Deserializer::from_str(json), Track::new());
         let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
-        let message = DynamicMessage::deserialize(descriptor.clone(), tracked)
-            .map_err(|_| mismatch(descriptor, &track.path(), &serde_json::from_str(json).unwrap_or_default()))?;
+        let message =
+            DynamicMessage::deserialize(descriptor.clone(), tracked).map_err(|_| match serde_json::from_str(json) {
+                Ok(value) => mismatch(descriptor, &track.path(), &value),
+                Err(_) => Mismatch::unreadable(json),
+            })?;
         // The way to the first message is written as a single zero.
         let mut out = vec![0];
         message.encode(&mut out).map_err(|_| unfit("a smaller message"))?;
@@ -226,6 +229,7 @@ mod tests {
             (r#"{"at":"s3cret"}"#, "/at", "message google.protobuf.Timestamp", "string of 6 characters"),
             (r#"{"card":"x","cash":true}"#, "", "message shop.Order", "object of 2 members"),
             ("[]", "", "message shop.Order", "array of 0 items"),
+            (r#"{"rates":{"a":1e999}}"#, "", &Mismatch::unreadable("{}").expected, "object"),
         ] {
             let wrong = order().encode(json).expect_err(json);
             let expected = Mismatch { pointer: pointer.into(), expected: expected.into(), found: found.into() };

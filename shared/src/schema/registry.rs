@@ -1,9 +1,13 @@
 //! The schema registry, over Confluent's REST interface.
 //!
-//! What it says of an id or a numbered version never changes and is kept; what is latest, and that something is not there,
-//! is believed for half a minute, or for a second where a caller has named it. One call asks for a thing, and the others
-//! that want it wait for that answer. When the registry is away, what was known still serves, and for the rest calls fail
-//! at once for a few seconds instead of each waiting in its turn.
+//! What it says of an id or a numbered version never changes and is kept, of the last ones used; what is latest, and that
+//! something is not there, is believed for half a minute, or for a second where a caller has named it. One call asks for a
+//! thing, and the others that want it wait for that answer. When the registry is away, what was known still serves, and
+//! for the rest calls fail at once for a few seconds instead of each waiting in its turn. That one question was odd (it may
+//! be a caller's, or a record's) is not taken for that.
+//!
+//! Why not the crate `schema_registry_converter`: it decides by itself what is cached for how long, brings codecs that
+//! disagree with Confluent's on numbers and unions, and cannot be held to a deadline.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -24,8 +28,12 @@ use crate::errors::{BoxError, Code, Error};
 const REST: Duration = Duration::from_secs(3);
 /// What one request may take.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Beyond any schema in use.
-const LARGEST: usize = 1024 * 1024;
+/// Beyond any schema: the registry keeps each in a record of Kafka's, of 1 MB unless somebody changed that, and sends it as a
+/// JSON string.
+const LARGEST: usize = 4 * 1024 * 1024;
+/// The highest id and the highest version. Beyond, the registry does not say that there is no such thing, but that the
+/// question is wrong (Confluent's reads Java's `int`).
+const HIGHEST: u32 = i32::MAX.cast_unsigned();
 /// How many schemas one may refer to, directly or through others.
 const MOST_REFERENCES: usize = 100;
 /// How many compiled schemas a sandbox keeps, and how many answers about subjects.
@@ -85,7 +93,7 @@ pub(super) struct Registry {
     client: OnceCell<Client>,
     schemas: Cache<u32, Arc<Schema>>,
     versions: Cache<(String, Version), u32>,
-    subjects: Cache<u32, Arc<[String]>>,
+    placed: Cache<(u32, String), ()>,
     failed: Mutex<Option<SystemTime>>,
 }
 
@@ -112,16 +120,19 @@ impl Registry {
             base: config.url.clone(),
             authorization: config.authorization.clone(),
             client: OnceCell::new(),
-            schemas: Cache::new(SCHEMAS, Duration::MAX),
-            versions: Cache::new(SUBJECTS, BELIEVED),
-            subjects: Cache::new(SUBJECTS, BELIEVED),
+            schemas: Cache::new(SCHEMAS),
+            versions: Cache::new(SUBJECTS),
+            placed: Cache::new(SUBJECTS),
             failed: Mutex::default(),
         }
     }
 
     /// The schema of an id, compiled; none if there is none.
     pub(super) async fn schema(&self, id: u32, deadline: Deadline) -> Result<Option<Arc<Schema>>, Error> {
-        self.within(deadline, self.schemas.get(id, BELIEVED, async || self.compile(id).await)).await
+        if id > HIGHEST {
+            return Ok(None);
+        }
+        self.within(deadline, self.schemas.get(id, Duration::MAX, BELIEVED, async || self.compile(id).await)).await
     }
 
     /// The id of a subject's version; none if there is no such version, which is believed for `missing`.
@@ -137,11 +148,16 @@ impl Registry {
             id: u32,
         }
 
+        let lasts = match version {
+            Version::Latest => BELIEVED,
+            Version::Number(..=HIGHEST) => Duration::MAX,
+            Version::Number(_) => return Ok(None),
+        };
         let ask = async || {
             let found: Option<Found> = self.get(&["subjects", subject, "versions", &version.to_string()]).await?;
             Ok(found.map(|found| found.id))
         };
-        self.within(deadline, self.versions.get((subject.to_owned(), version), missing, ask)).await
+        self.within(deadline, self.versions.get((subject.to_owned(), version), lasts, missing, ask)).await
     }
 
     /// Whether an id is registered under a subject.
@@ -151,12 +167,16 @@ impl Registry {
             subject: String,
         }
 
+        if id > HIGHEST {
+            return Ok(false);
+        }
         let ask = async || {
             let places: Option<Vec<Place>> = self.get(&["schemas", "ids", &id.to_string(), "versions"]).await?;
-            Ok(places.map(|places| places.into_iter().map(|place| place.subject).collect()))
+            let here = places.is_some_and(|places| places.iter().any(|place| place.subject == subject));
+            Ok(here.then_some(()))
         };
-        let subjects = self.within(deadline, self.subjects.get(id, NOT_YET, ask)).await?;
-        Ok(subjects.is_some_and(|subjects| subjects.iter().any(|known| known == subject)))
+        let placed = self.placed.get((id, subject.to_owned()), Duration::MAX, NOT_YET, ask);
+        Ok(self.within(deadline, placed).await?.is_some())
     }
 
     async fn within<T>(
@@ -210,7 +230,8 @@ impl Registry {
             return Err(Failure::Resting);
         }
         let answer = tokio::time::timeout(WITHIN, self.ask(path)).await.unwrap_or(Err(Failure::Timeout));
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = answer.is_err().then(SystemTime::now);
+        let away = answer.as_ref().is_err_and(|failure| !matches!(failure, Failure::TooLarge));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = away.then(SystemTime::now);
         answer
     }
 
@@ -219,7 +240,8 @@ impl Registry {
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, Failure> {
-        /// How the registry says that there is no such thing. Another 404 comes from somebody else on the way.
+        /// How the registry says that there is no such thing, or that there can be none of this name or number. Another
+        /// 404 comes from somebody else on the way.
         #[derive(Deserialize)]
         struct Refusal {
             error_code: u32,
@@ -245,9 +267,9 @@ impl Registry {
         }
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(Failure::Json),
-            StatusCode::NOT_FOUND => match serde_json::from_slice(&body) {
-                Ok(Refusal { error_code: 40401..=40499 }) => Ok(None),
-                _ => Err(Failure::Status(404)),
+            StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => match serde_json::from_slice(&body) {
+                Ok(Refusal { error_code: 40401..=40499 | 42201..=42299 }) => Ok(None),
+                _ => Err(Failure::Status(status.as_u16())),
             },
             other => Err(Failure::Status(other.as_u16())),
         }

@@ -145,8 +145,9 @@ impl Encoder<'_> {
                 self.value(&field.schema, value.get(), &at)?;
             } else if let Some(default) = &field.default {
                 let outer = std::mem::replace(&mut self.default, true);
-                self.value(&field.schema, &default.to_string(), &at)?;
+                let written = self.value(&field.schema, &default.to_string(), &at);
                 self.default = outer;
+                written?;
             } else {
                 let expected = tag(resolved(&field.schema, self.names));
                 return Err(Mismatch::absent(at.pointer(), expected));

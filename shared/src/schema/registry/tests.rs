@@ -107,6 +107,38 @@ async fn what_is_missing_is_told_from_what_failed() {
     }
 }
 
+/// A record begins with any id, and a caller may name any version: that stops nobody else.
+#[tokio::test]
+async fn an_odd_question_is_not_taken_for_a_registry_that_is_away() {
+    let (registry, mut requests) = start().await;
+    assert!(registry.schema(u32::MAX, soon()).await.expect("an answer").is_none());
+    assert_eq!(registry.id("t-value", Version::Number(1 << 31), NOT_YET, soon()).await.expect("an answer"), None);
+    assert!(!registry.is_under(1 << 31, "t-value", soon()).await.expect("an answer"));
+    assert!(requests.try_recv().is_err(), "there can be none");
+
+    let asking = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.id("t-value", Version::Number(7), NOT_YET, soon()).await }
+    });
+    let refused = r#"{"error_code":42202,"message":"The specified version is not valid"}"#;
+    answer(&mut requests, "subjects/t-value/versions/7", "422 Unprocessable Entity", refused).await;
+    assert_eq!(asking.await.expect("no panic").expect("an answer"), None);
+
+    // Larger than any schema.
+    let asking = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.schema(1, soon()).await }
+    });
+    answer(&mut requests, "schemas/ids/1", "200 OK", &" ".repeat(LARGEST + 1)).await;
+    assert_eq!(code(asking.await.expect("no panic")), Code::SchemaRegistryUnavailable);
+    let asking = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.schema(2, soon()).await }
+    });
+    answer(&mut requests, "schemas/ids/2", "200 OK", INT).await;
+    assert!(asking.await.expect("no panic").expect("an answer").is_some(), "others are still asked for");
+}
+
 #[tokio::test]
 async fn a_registry_that_hangs_costs_its_two_seconds_or_less() {
     let (registry, mut requests) = start().await;
