@@ -25,8 +25,8 @@ use crate::errors::BoxError;
 use crate::metrics::push::{self, Pusher};
 use crate::runtime_api::{self, Context, Failure};
 
-/// After SIGTERM Lambda leaves an internal extension 300 to 500 ms.
-const FAREWELL: Duration = Duration::from_millis(300);
+/// After SIGTERM Lambda leaves an internal extension 300 to 500 ms. A little is left to end in.
+const FAREWELL: Duration = Duration::from_millis(250);
 
 /// Whether this request is the first, and had to wait for the sandbox to start. Provisioned sandboxes started before.
 pub fn cold_start() -> bool {
@@ -36,7 +36,7 @@ pub fn cold_start() -> bool {
 }
 
 /// Runs `handler` for Lambda's invocations until the process is told to end (SIGTERM, or Ctrl-C), or the runtime fails.
-/// Then metrics are pushed a last time while `flush` runs; each has some 300 ms. On Lambda, SIGTERM comes only where an
+/// Then metrics are pushed a last time while `flush` runs; each has 250 ms. On Lambda, SIGTERM comes only where an
 /// extension is registered, that is where metrics are pushed: `flush` must be of use, and not of need.
 ///
 /// Init must be over: Lambda takes the call of this function for its end.

@@ -176,19 +176,25 @@ fn only_topic(wanted: &[Result<Wanted<'_>, Error>]) -> Option<TopicName> {
 
 /// One of the answer's results.
 #[derive(Serialize)]
-struct Item<'a> {
-    index: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a RawValue>,
-    #[serde(flatten)]
-    outcome: Outcome<'a>,
-}
-
-#[derive(Serialize)]
 #[serde(untagged)]
-enum Outcome<'a> {
-    Written { status: u16, topic: &'a str, partition: i32, offset: i64, timestamp: i64 },
-    Failed(Map<String, Value>),
+enum Item<'a> {
+    Written {
+        index: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        status: u16,
+        topic: &'a str,
+        partition: i32,
+        offset: i64,
+        timestamp: i64,
+    },
+    Failed {
+        index: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RawValue>,
+        #[serde(flatten)]
+        problem: Map<String, Value>,
+    },
 }
 
 /// 200 where all records were written; where all failed for one reason, that error, and of an atomic batch the error of
@@ -200,19 +206,19 @@ fn answer(
     atomic: bool,
 ) -> Result<Reply, Error> {
     let mut left = MISMATCH_BYTES;
-    let item = |(index, result): (usize, &Result<Receipt, Error>)| Item {
-        index,
-        id: ids[index],
-        outcome: match (&wanted[index], result) {
-            (Ok((to, _)), Ok(Receipt { partition, offset, timestamp })) => Outcome::Written {
-                status: 200,
-                topic: to.topic().as_str(),
-                partition: *partition,
-                offset: *offset,
-                timestamp: *timestamp,
-            },
-            (Err(error), _) | (_, Err(error)) => Outcome::Failed(brief(problem::members(error), &mut left)),
+    let item = |(index, result): (usize, &Result<Receipt, Error>)| match (&wanted[index], result) {
+        (Ok((to, _)), &Ok(Receipt { partition, offset, timestamp })) => Item::Written {
+            index,
+            id: ids[index],
+            status: 200,
+            topic: to.topic().as_str(),
+            partition,
+            offset,
+            timestamp,
         },
+        (Err(error), _) | (_, Err(error)) => {
+            Item::Failed { index, id: ids[index], problem: brief(problem::members(error), &mut left) }
+        }
     };
     let items: Vec<Item<'_>> = results.iter().enumerate().map(item).collect();
     let errors: Vec<&Error> = results.iter().filter_map(|result| result.as_ref().err()).collect();

@@ -28,7 +28,7 @@ pub struct Warm<E> {
     /// None, if all credentials are in the environment.
     secrets: Option<Secrets>,
     endpoint: RwLock<Option<Arc<E>>>,
-    /// What the endpoint was made with. Held by the one call that reads.
+    /// What the endpoint was made with. Held by the one call that reads; others wait for it only if there is no endpoint.
     read: Mutex<Read>,
     /// Whether a call has failed that may have used old credentials.
     suspected: AtomicBool,
@@ -86,7 +86,7 @@ impl<E: Endpoint> Warm<E> {
         if let Some(secrets) = &self.secrets
             && (unread || self.suspected.load(Ordering::Relaxed))
         {
-            let refreshed = timeout_at(deadline.instant(), self.refresh(secrets)).await;
+            let refreshed = timeout_at(deadline.instant(), self.refresh(secrets, unread)).await;
             if let Err(error) = refreshed.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 tracing::warn!(error_chain = causes(error.as_ref()), "new credentials could not be had");
             }
@@ -111,9 +111,14 @@ impl<E: Endpoint> Warm<E> {
         }
     }
 
-    /// Reads the secrets, unless that was tried just now; what they hold replaces the endpoint, if it is new.
-    async fn refresh(&self, secrets: &Secrets) -> Result<(), BoxError> {
-        let mut read = self.read.lock().await;
+    /// Reads the secrets, unless that was tried just now; what they hold replaces the endpoint, if it is new. Where another
+    /// call is at it, only one that `must` have them waits.
+    async fn refresh(&self, secrets: &Secrets, must: bool) -> Result<(), BoxError> {
+        let mut read = match self.read.try_lock() {
+            Ok(read) => read,
+            Err(_) if must => self.read.lock().await,
+            Err(_) => return Ok(()),
+        };
         if read.tried.is_some_and(|tried| tried.elapsed().is_ok_and(|passed| passed < REST)) {
             return Ok(());
         }

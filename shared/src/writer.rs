@@ -61,12 +61,14 @@ impl Writer {
             self.count(to.topic(), records.into_iter().zip(&results));
             places.into_iter().zip(results).collect::<Vec<_>>()
         }));
-        let mut written: HashMap<usize, _> = written.await.into_iter().flatten().collect();
-        let result = |(place, encoded): (usize, Result<NewRecord, Error>)| {
-            encoded
-                .and_then(|_| written.remove(&place).unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
+        let mut results: Vec<Option<_>> = encoded.iter().map(|_| None).collect();
+        for (place, result) in written.await.into_iter().flatten() {
+            results[place] = Some(result);
+        }
+        let result = |(encoded, result): (Result<NewRecord, Error>, Option<_>)| {
+            encoded.and_then(|_| result.unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
         };
-        encoded.into_iter().enumerate().map(result).collect()
+        encoded.into_iter().zip(results).map(result).collect()
     }
 
     /// Writes all records in one transaction: all or none. What is wrong with one of them is its result, and then the
@@ -115,7 +117,7 @@ impl Writer {
 
     /// Sends what is still on its way, at SIGTERM.
     pub async fn stop(&self) {
-        self.producer.flush(std::time::Duration::from_millis(250)).await;
+        self.producer.flush(std::time::Duration::from_millis(220)).await;
     }
 
     async fn encode(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<NewRecord, Error>> {

@@ -48,7 +48,7 @@ pub trait Endpoint: Sized + Send + Sync + 'static {
     /// the request says it.
     fn call(&self, may: &Self::Permission, call: &Call) -> impl Future<Output = Result<Reply, Error>> + Send;
 
-    /// Called at SIGTERM, with some 300 ms left.
+    /// Called at SIGTERM, with 250 ms left.
     fn stop(&self) -> impl Future<Output = ()> + Send;
 }
 

@@ -221,12 +221,14 @@ impl Producer {
         }
         let mut patience = Patience { until: deadline.instant(), gave_up: None };
         let mut written = Vec::with_capacity(records.len());
-        for queued in queued {
+        // The last first: those before it have their words by then, and this task wakes once and not with each.
+        for queued in queued.into_iter().rev() {
             written.push(match queued {
                 Ok((client, delivery)) => patience.wait(&client, delivery).await,
                 Err(failure) => Err(failure),
             });
         }
+        written.reverse();
         written
     }
 
