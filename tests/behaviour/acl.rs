@@ -130,9 +130,12 @@ async fn consuming_takes_the_topic_the_group_and_the_claims() {
     let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
     let joins: &[&str] = &["--group", &group, "--operation", "Read"];
     let shows: &[&str] = &["--cluster", "--operation", "DescribeConfigs"];
-    let (calls, stranger, without_group, without_claims, without_settings, reader) = tokio::join!(
+    let sees: &[&str] = &["--topic", &topic, "--operation", "Describe"];
+    let sees_group: &[&str] = &["--group", &group, "--operation", "Describe"];
+    let (calls, stranger, watcher, without_group, without_claims, without_settings, reader) = tokio::join!(
         Calls::make(&topic, &group),
         user(vec![]),
+        user(vec![sees, sees_group]),
         user(vec![reads, CLAIMS]),
         user(vec![reads, joins]),
         user(vec![reads, joins, CLAIMS]),
@@ -148,6 +151,9 @@ async fn consuming_takes_the_topic_the_group_and_the_claims() {
             }
         }
     }
+    // What the template gives it on MSK.
+    let [(name, looks), ..] = calls.events();
+    assert_eq!(call(&function_as(name, &watcher, &watcher).await, looks).await.ok()["total_lag"], 1, "it only looks");
     for (name, event) in calls.events() {
         let function = function_as(name, &without_claims, &without_claims).await;
         if name == "lag" {

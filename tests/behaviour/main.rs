@@ -20,6 +20,7 @@ mod dead_letters;
 mod fair_shares;
 mod faults;
 mod fetch;
+mod granted;
 mod http;
 mod iam;
 mod identity;
