@@ -1,7 +1,6 @@
-//! The README's examples run, one after the other as they stand there, and answer what is shown: an error is the same error,
-//! and everything else has the same members.
+//! The README's examples run, one after the other as they stand there, and answer what is shown, but for what differs from run
+//! to run.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::{Map, Value};
@@ -45,8 +44,29 @@ fn object(answer: &str) -> Option<Map<String, Value>> {
     serde_json::from_str(&text.replace(", …", "")).ok()
 }
 
-fn members(object: &Map<String, Value>) -> BTreeSet<&str> {
-    object.keys().map(String::as_str).collect()
+/// Members whose values are times, names of this run, or places that depend on what else there is.
+const OF_THE_RUN: [&str; 8] =
+    ["timestamp", "expires_at", "token", "request_id", "trace_id", "id", "schema_id", "replicas"];
+
+/// What is in commands whose answers depend on what other tests have left, or on which partition comes first.
+const LOOSE: [&str; 4] = ["/kafka/topics?", "\"orders\"", "topic=orders", "\"reports\""];
+
+/// An answer without what differs from run to run.
+fn lasting(answer: Value) -> Value {
+    match answer {
+        Value::Object(members) => {
+            // Bytes that do not decode hold the schema's id, and this header a time.
+            let passing = members.contains_key("value_error") || members.get("name") == Some(&"dlq.timestamp".into());
+            let lasting = |(name, value): (String, Value)| match &*name {
+                of_the_run if OF_THE_RUN.contains(&of_the_run) => (name, Value::Null),
+                "value" if passing => (name, Value::Null),
+                _ => (name, lasting(value)),
+            };
+            Value::Object(members.into_iter().map(lasting).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(lasting).collect()),
+        other => other,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,18 +85,24 @@ async fn the_readme_s_examples_run_and_answer_what_is_shown() {
     let output = String::from_utf8(output.stdout).expect("text");
     let answers: Vec<&str> = output.split(END).map(str::trim).collect();
     assert_eq!(answers.len(), examples.len() + 1, "{output}");
+    let mut wrong = Vec::new();
     for (Example { command, shown }, answer) in examples.iter().zip(answers) {
-        let Some(expected) = object(shown) else {
-            assert_eq!(answer, shown.trim(), "{command}");
-            continue;
+        let same = match object(shown) {
+            None => answer == shown.trim(),
+            // An error is the same error, and everything else has the same members.
+            Some(expected) if shown.contains('…') || LOOSE.iter().any(|loose| command.contains(loose)) => {
+                object(answer).is_some_and(|answered| {
+                    answered.keys().filter(|name| *name != "next").eq(expected.keys().filter(|name| *name != "next"))
+                        && answered.get("code") == expected.get("code")
+                })
+            }
+            Some(expected) => {
+                object(answer).is_some_and(|answered| lasting(answered.into()) == lasting(expected.into()))
+            }
         };
-        let answered = object(answer).unwrap_or_else(|| panic!("{command}\n{answer}"));
-        assert_eq!(members(&answered), members(&expected), "{command}\n{answer}");
-        assert_eq!(answered.get("code"), expected.get("code"), "{command}\n{answer}");
-        for list in ["messages", "results"] {
-            let filled =
-                |object: &Map<String, Value>| object.get(list).is_some_and(|list| list != &Value::Array(vec![]));
-            assert_eq!(filled(&answered), filled(&expected), "{command}\n{answer}");
+        if !same {
+            wrong.push(format!("{command}\n  shown: {shown}\n  answered: {answer}"));
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
