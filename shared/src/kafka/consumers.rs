@@ -174,38 +174,42 @@ impl Consumers {
             }
         };
         // A group's slots hold its client, and clients of their own.
-        let slots = evicted.as_ref().map(|(id, _)| self.idle_slots(id));
+        let slots = evicted.as_ref().map(|(id, _)| self.idle_slots(|group| group == id));
         tokio::task::spawn_blocking(move || drop((opened, evicted, slots)));
         Ok(group)
     }
 
-    /// A place for a group. If there is none, those that no call is at work on give theirs up, and then calls as they end.
+    /// A place for a group. As long as there is none, those that no call is at work on give theirs up.
     ///
-    /// Errors: `429` where none ends in time.
+    /// Errors: `429` where none is free in time.
     async fn place(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place);
-        }
-        let kept: Vec<_> = {
-            let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-            std::iter::from_fn(|| groups.pop_lru()).collect()
-        };
-        let slots: Vec<_> = kept.iter().map(|(id, _)| self.idle_slots(id)).collect();
-        tokio::task::spawn_blocking(move || drop((kept, slots)));
-        let until = deadline.within(deadline.left().saturating_sub(SAY)).instant();
-        match tokio::time::timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(place) => place.map_err(Error::internal),
-            Err(late) => {
-                let detail = format!("This sandbox is at work for {PLACES} groups, and takes no other just now");
-                Err(Error::new(Code::Throttled, detail).source(late))
+        loop {
+            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+                return Ok(place);
             }
+            if deadline.left() < AGAIN {
+                let detail = format!("This sandbox is at work for {PLACES} groups, and takes no other just now");
+                return Err(Error::new(Code::Throttled, detail));
+            }
+            // A slot holds its group, also one that is not kept here any more: so slots first, and in the next round groups.
+            let (slots, groups) = (self.idle_slots(|_| true), self.idle_groups());
+            tokio::task::spawn_blocking(move || drop((slots, groups)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Takes a group's slots away, but for those that a call has.
-    fn idle_slots(&self, group: &GroupId) -> Vec<SharedSlot> {
+    /// Takes those groups away that neither a call nor a slot has.
+    fn idle_groups(&self) -> Vec<Arc<Group>> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = groups.iter().filter(|(_, group)| Arc::strong_count(group) == 1).map(|(id, _)| id.clone());
+        let idle: Vec<GroupId> = idle.collect();
+        idle.iter().filter_map(|id| groups.pop(id)).collect()
+    }
+
+    /// Takes the slots of some groups away, but for those that a call has.
+    fn idle_slots(&self, of: impl Fn(&GroupId) -> bool) -> Vec<SharedSlot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = slots.iter().filter(|((of, ..), slot)| of == group && Arc::strong_count(slot) == 1);
+        let idle = slots.iter().filter(|((group, ..), slot)| of(group) && Arc::strong_count(slot) == 1);
         let idle: Vec<Key> = idle.map(|(key, _)| key.clone()).collect();
         idle.iter().filter_map(|key| slots.pop(key)).collect()
     }
