@@ -64,6 +64,20 @@ async fn committed(server: &str, topic: &str, partitions: i32) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn topics_that_the_broker_makes_take_atomic_batches_too() {
+    let producer = function_with("produce-batch", &[("KAFKA_AUTO_CREATE_TOPICS", "true")]).await;
+    let server = Stack::shared().await.bootstrap();
+    for _ in 0..3 {
+        let topics = [unique("made"), unique("made")];
+        let records = topics.each_ref().map(|topic| json!({ "topic": topic, "value": "v", "partition": 0 }));
+        batch(&producer, &atomic(&records)).await.ok();
+        for topic in topics {
+            assert_eq!(committed(&server, &topic, 1).await, ["v"]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_records_of_an_atomic_batch_are_all_there_one_batch_after_the_other() {
     let (producer, topics) = (function("produce-batch").await, [topic(2).await, topic(1).await]);
     for round in 0..3 {
