@@ -66,17 +66,17 @@ events = [
 ]
 
 
-def deployed():
-    """What CloudFormation makes of the template: the loops first, then SAM's resources."""
+def deployed(given):
+    """What CloudFormation makes of the template with these parameters: the loops first, then SAM's resources."""
     os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
     problems, unrolled = language_extension(Template(str(TEMPLATE), template, ["eu-central-1"]))
     assert not problems, problems
     unrolled = json.loads(json.dumps(unrolled))
     unrolled["Globals"]["Function"]["CodeUri"] = "s3://bucket/key"  # as `sam package` leaves it
-    return Translator({}, Parser()).translate(unrolled, {})["Resources"]
+    return Translator({}, Parser()).translate(unrolled, given)["Resources"]
 
 
-deployed = deployed()
+by_default = deployed({})
 
 
 def names():
@@ -91,7 +91,7 @@ def routes():
     paths = resources["Api"]["Properties"]["DefinitionBody"]["paths"]
     listed = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     same("routes", ("the API", listed), ("the functions' events", {(e["Method"], e["Path"]) for _, e in events}))
-    body = deployed["Api"]["Properties"]["Body"]["paths"]
+    body = by_default["Api"]["Properties"]["Body"]["paths"]
     for name, event in events:
         operation = body[event["Path"]][event["Method"].lower()]
         uri = operation["x-amazon-apigateway-integration"]["uri"]["Fn::Sub"]
@@ -131,11 +131,11 @@ def alarms():
         # A redrive takes as long as it may.
         kinds = {"LagMonitor": {"Errors"}, "Redrive": {"Errors", "Throttles"}}.get(name, {"Errors", "Throttles", "Slow"})
         for kind in kinds:
-            alarm = deployed.get(f"{name}{kind}", {}).get("Properties")
+            alarm = by_default.get(f"{name}{kind}", {}).get("Properties")
             check(alarm, f"no alarm {name}{kind}")
             dimensions = json.dumps(alarm and alarm["Dimensions"])
             check(f"{name}\"" in dimensions, f"{name}{kind} looks at {dimensions}")
-    all_alarms = {name: one["Properties"] for name, one in deployed.items() if one["Type"] == "AWS::CloudWatch::Alarm"}
+    all_alarms = {name: one["Properties"] for name, one in by_default.items() if one["Type"] == "AWS::CloudWatch::Alarm"}
     silent = [name for name, alarm in all_alarms.items() if "AlarmActions" not in alarm]
     check(not silent, f"alarms that tell nobody: {silent}")
     sections = read("docs/operations.md").split("\n## Alarms\n")[1].split("\n## ")[0].split("\n### ")[1:]
@@ -339,6 +339,19 @@ def rules():
             check(not broken(given | remedy), f"{given | remedy}: {broken(given | remedy)}")
 
 
+def roles():
+    """SAM gives each function what the network takes, and X-Ray where that is on."""
+    for environment in ("dev", "staging", "production"):
+        given = {name: one["Default"] for name, one in template["Parameters"].items() if "Default" in one}
+        given |= parameters_of(environment)
+        made = deployed(given)
+        for name in functions:
+            policies = json.dumps(made[f"{name}Role"]["Properties"]["ManagedPolicyArns"]).lower()
+            check("awslambdavpcaccessexecutionrole" in policies, f"{environment}: {name} has no network: {policies}")
+            traced = given["Tracing"] == "Active"
+            check(("xray" in policies) == traced, f"{environment}: Tracing={given['Tracing']}, {name} has {policies}")
+
+
 def environments():
     """samconfig.toml gives parameters that there are, values that they take, and all that have no default."""
     parameters = template["Parameters"]
@@ -363,7 +376,7 @@ def environments():
 
 
 for part in (
-    names, routes, code, variables, alarms, metrics, asked, permissions, connections, dashboard, rules, environments
+    names, routes, code, variables, alarms, metrics, asked, permissions, connections, dashboard, rules, roles, environments
 ):
     part()
 for problem in wrong:
