@@ -146,7 +146,7 @@ pub(super) async fn one_sandbox(world: &World) -> Vec<Row> {
     world.fill(&topic, 4, RECORDS);
     let before = unique("group");
     let functions = warm(world, "consume", &MANAGED, 1, || world.consume_event(&topic, &before, BATCH, 1000)).await;
-    for callers in [1, 4] {
+    for callers in [1, 4, 64] {
         progress(format_args!("callers that consume in one sandbox: {callers}"));
         let name = format!("{}, one group, 4 partitions", subject("consume 100", callers, 1));
         rows.push(consuming(world, CASE, name, callers, &functions, &topic).await);

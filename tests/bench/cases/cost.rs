@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tests::process::resident;
@@ -71,6 +72,9 @@ pub(super) async fn cost(world: &World, beside: Option<&Path>, measured: &mut Me
                 binary.held.push(resident(function.pid()));
             }
             binary.size = fs::metadata(format!("/proc/{}/exe", function.pid())).expect("its binary").len();
+            drop(function);
+            // Its end, and the broker's part in that, are not to be in the next one's beginning.
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
     for Binary { name, folder, size, init, mut held } in binaries {
