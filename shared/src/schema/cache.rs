@@ -11,6 +11,9 @@ use lru::LruCache;
 /// How long an answer is believed that may change: which version is the latest, that there is no such thing.
 pub(super) const BELIEVED: Duration = Duration::from_secs(30);
 
+/// How long an answer is believed that changes only when somebody deletes a subject for good.
+pub(super) const SETTLED: Duration = Duration::from_secs(600);
+
 /// How long it is believed that a thing is not there which a caller has named: he may be about to register it.
 pub(super) const NOT_YET: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,7 @@
 //! The schema registry, over Confluent's REST interface.
 //!
-//! What it says of an id or a numbered version never changes and is kept, of the last ones used; what is latest, and that
+//! What it says of an id never changes and is kept, of the last ones used. What a numbered version is, and where an id is
+//! registered, changes when somebody deletes a subject for good: it is believed for ten minutes. What is latest, and that
 //! something is not there, is believed for half a minute, or for a second where a caller has named it. One call asks for a
 //! thing, and the others that want it wait for that answer. When the registry is away, what was known still serves, and
 //! for the rest calls fail at once for a few seconds instead of each waiting in its turn. That one question was odd (it may
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
-use super::cache::{BELIEVED, Cache, NOT_YET};
+use super::cache::{BELIEVED, Cache, NOT_YET, SETTLED};
 use super::{Kind, Schema};
 use crate::config::RegistryConfig;
 use crate::deadline::Deadline;
@@ -150,7 +151,7 @@ impl Registry {
 
         let lasts = match version {
             Version::Latest => BELIEVED,
-            Version::Number(..=HIGHEST) => Duration::MAX,
+            Version::Number(..=HIGHEST) => SETTLED,
             Version::Number(_) => return Ok(None),
         };
         let ask = async || {
@@ -175,7 +176,7 @@ impl Registry {
             let here = places.is_some_and(|places| places.iter().any(|place| place.subject == subject));
             Ok(here.then_some(()))
         };
-        let placed = self.placed.get((id, subject.to_owned()), Duration::MAX, NOT_YET, ask);
+        let placed = self.placed.get((id, subject.to_owned()), SETTLED, NOT_YET, ask);
         Ok(self.within(deadline, placed).await?.is_some())
     }
 
@@ -191,7 +192,12 @@ impl Registry {
     }
 
     async fn compile(&self, id: u32) -> Result<Option<Arc<Schema>>, Failure> {
-        let found: Option<Registered> = self.get(&["schemas", "ids", &id.to_string()]).await?;
+        let found = self.get(&["schemas", "ids", &id.to_string()]).await;
+        if matches!(found, Err(Failure::TooLarge)) {
+            tracing::warn!(id, "a schema of the registry is too large to be used");
+            return Ok(Some(Arc::new(Schema::Unusable(None))));
+        }
+        let found: Option<Registered> = found?;
         let Some(Registered { schema, kind, references }) = found else { return Ok(None) };
         let Some(references) = self.references(references).await? else { return Ok(None) };
         let kind = Kind::of_registry(kind.as_deref());
@@ -230,7 +236,8 @@ impl Registry {
             return Err(Failure::Resting);
         }
         let answer = tokio::time::timeout(WITHIN, self.ask(path)).await.unwrap_or(Err(Failure::Timeout));
-        let away = answer.as_ref().is_err_and(|failure| !matches!(failure, Failure::TooLarge));
+        let odd = |failure: &Failure| matches!(failure, Failure::TooLarge | Failure::Status(400 | 414));
+        let away = answer.as_ref().is_err_and(|failure| !odd(failure));
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = away.then(SystemTime::now);
         answer
     }
@@ -240,8 +247,8 @@ impl Registry {
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, Failure> {
-        /// How the registry says that there is no such thing, or that there can be none of this name or number. Another
-        /// 404 comes from somebody else on the way.
+        /// How the registry says that there is no such thing, or that there can be no version of this number (42202).
+        /// Another 404 comes from somebody else on the way.
         #[derive(Deserialize)]
         struct Refusal {
             error_code: u32,
@@ -268,7 +275,7 @@ impl Registry {
         match status {
             StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(Failure::Json),
             StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => match serde_json::from_slice(&body) {
-                Ok(Refusal { error_code: 40401..=40499 | 42201..=42299 }) => Ok(None),
+                Ok(Refusal { error_code: 40401..=40499 | 42202 }) => Ok(None),
                 _ => Err(Failure::Status(status.as_u16())),
             },
             other => Err(Failure::Status(other.as_u16())),

@@ -130,6 +130,14 @@ async fn an_odd_question_is_not_taken_for_a_registry_that_is_away() {
         async move { registry.schema(1, soon()).await }
     });
     answer(&mut requests, "schemas/ids/1", "200 OK", &" ".repeat(LARGEST + 1)).await;
+    let schema = asking.await.expect("no panic").expect("an answer").expect("a schema");
+    assert!(matches!(&*schema, Schema::Unusable(None)));
+    // Refused for the name's sake, perhaps.
+    let asking = tokio::spawn({
+        let registry = Arc::clone(&registry);
+        async move { registry.id("t-a/b", Version::Latest, NOT_YET, soon()).await }
+    });
+    answer(&mut requests, "subjects/t-a%2Fb/versions/latest", "400 Bad Request", "Ambiguous URI").await;
     assert_eq!(code(asking.await.expect("no panic")), Code::SchemaRegistryUnavailable);
     let asking = tokio::spawn({
         let registry = Arc::clone(&registry);
