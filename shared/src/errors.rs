@@ -85,7 +85,7 @@ codes! {
     SchemaValidationFailed = "schema_validation_failed", 422, 42203, "The record does not fit its schema";
     /// Another record of an atomic batch failed.
     TransactionAborted = "transaction_aborted", 424, 424, "The batch was not written";
-    /// The broker asks for a slower pace.
+    /// The broker asks for a slower pace, or the sandbox is at work for as many groups as it can.
     Throttled = "throttled", 429, 429, "Too many requests";
     /// Kafka cannot be reached, or cannot do it just now.
     BrokerUnavailable = "broker_unavailable", 503, 50003, "Kafka is not available";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::{Event, Function, Stack};
+use tests::{Event, Function, Stack, kafka_since};
 
 use crate::acl::user;
 use crate::consume::{committed, fill};
@@ -55,7 +55,9 @@ async fn a_topic_is_made_used_described_and_deleted() {
             "replication_factor": 1,
             "configs": { "retention.ms": 60_000, "cleanup.policy": "delete" },
         });
-        let made = create(&topics, &plan).await;
+        // With a ZooKeeper, Kafka is still about to delete the one before when nobody sees it any more.
+        let at_once: &[u64] = if kafka_since(3, 3) { &[201, 409] } else { &[201] };
+        let made = until(at_once, async || create(&topics, &plan).await).await;
         assert_eq!(made.status, 201, "{made:?}");
         assert_eq!(made.body, json!({ "topic": topic, "partitions": 3, "replication_factor": 1 }));
         // It can be used at once.

@@ -5,13 +5,12 @@
 //! time to end.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedMutexGuard};
 use tokio::task::JoinSet;
 
 use super::brokers::Brokers;
@@ -29,7 +28,8 @@ use crate::errors::{Code, Error};
 use crate::kafka::group::Group;
 use crate::names::{GroupId, TopicName};
 
-const GROUPS: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
+/// How many groups are kept, and how many partitions' slots.
+const GROUPS: usize = 8;
 const SLOTS: usize = 24;
 
 /// How many groups there may be at a time, with those that calls are at work on: where calls come side by side, each may be
@@ -43,8 +43,9 @@ const LEARNING: Duration = Duration::from_millis(1500);
 pub const SAY: Duration = Duration::from_millis(50);
 
 /// For how long a call tries again when Kafka cannot be reached, and nothing was done: leaders and coordinators move within
-/// moments, and a connection that died while the sandbox was frozen is replaced as soon as it was used.
-const BLIND: Duration = Duration::from_secs(3);
+/// moments, and a connection that died while the sandbox was frozen is replaced as soon as it was used. A second one of the
+/// same client is found out 3 s after the first (`socket.timeout.ms`), where the group must be described (Kafka before 3.3).
+const BLIND: Duration = Duration::from_secs(4);
 
 /// With less time left nothing is tried again: what went wrong is worth more than that time ran out.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -67,6 +68,9 @@ pub async fn again(error: Error, begun: Instant, deadline: Deadline) -> Result<(
 pub type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
 type Key = (GroupId, TopicName, i32);
+
+/// A group that is open, or about to be: by the first call that comes for it, and those that come meanwhile wait.
+type Place = Arc<OnceCell<Arc<Group>>>;
 
 /// Runs one blocking step, and gives up on it at the deadline: librdkafka may block for longer than it is told. The step
 /// then ends by itself, and drops what it had in hand.
@@ -108,8 +112,7 @@ pub struct Consumers {
     pub delivery: Delivery,
     /// Where those go that are given up.
     pub dead_letters: DeadLetters,
-    groups: Mutex<LruCache<GroupId, Arc<Group>>>,
-    places: Arc<Semaphore>,
+    groups: Mutex<LruCache<GroupId, Place>>,
     slots: Mutex<LruCache<Key, SharedSlot>>,
 }
 
@@ -123,8 +126,7 @@ impl Consumers {
             sandbox: rand::random(),
             delivery: config.delivery,
             dead_letters: DeadLetters::new(config),
-            groups: Mutex::new(LruCache::new(GROUPS)),
-            places: Arc::new(Semaphore::new(PLACES)),
+            groups: Mutex::new(LruCache::unbounded()),
             slots: Mutex::new(LruCache::unbounded()),
         }
     }
@@ -152,64 +154,61 @@ impl Consumers {
     }
 
     async fn open(&self, id: &GroupId, deadline: Deadline) -> Result<Arc<Group>, Error> {
-        let groups = || self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(group) = groups().get(id) {
-            return Ok(Arc::clone(group));
-        }
-        let facts = self.brokers.facts(deadline.left().saturating_sub(SAY)).await?;
-        let place = self.place(deadline).await?;
-        // To make a client reads the system's certificates.
-        let (settings, name) = (self.group_settings.clone(), id.clone());
-        let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name, facts)).await;
-        let mut opened = opened.map_err(Error::internal)??;
-        opened.place = Some(place);
-        let opened = Arc::new(opened);
-        let (group, evicted) = {
-            let mut groups = groups();
-            if let Some(other) = groups.get(id) {
-                // Another call was faster.
-                (Arc::clone(other), None)
-            } else {
-                (Arc::clone(&opened), groups.push(id.clone(), Arc::clone(&opened)))
+        let place = loop {
+            if let Some(place) = self.place(id) {
+                break place;
             }
-        };
-        // A group's slots hold its client, and clients of their own.
-        let slots = evicted.as_ref().map(|(id, _)| self.idle_slots(|group| group == id));
-        tokio::task::spawn_blocking(move || drop((opened, evicted, slots)));
-        Ok(group)
-    }
-
-    /// A place for a group. As long as there is none, those that no call is at work on give theirs up.
-    ///
-    /// Errors: `429` where none is free in time.
-    async fn place(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Error> {
-        loop {
-            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-                return Ok(place);
-            }
-            if deadline.left() < AGAIN {
+            if deadline.left() < 2 * SAY {
                 let detail = format!("This sandbox is at work for {PLACES} groups, and takes no other just now");
                 return Err(Error::new(Code::Throttled, detail));
             }
-            // A slot holds its group, also one that is not kept here any more: so slots first, and in the next round groups.
-            let (slots, groups) = (self.idle_slots(|_| true), self.idle_groups());
-            tokio::task::spawn_blocking(move || drop((slots, groups)));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let open = async || {
+            let facts = self.brokers.facts(deadline.left().saturating_sub(SAY)).await?;
+            // To make a client reads the system's certificates.
+            let (settings, name) = (self.group_settings.clone(), id.clone());
+            let opened = tokio::task::spawn_blocking(move || Group::open(&settings, &name, facts)).await;
+            opened.map_err(Error::internal)?.map(Arc::new)
+        };
+        place.get_or_try_init(open).await.map(Arc::clone)
     }
 
-    /// Takes those groups away that neither a call nor a slot has.
-    fn idle_groups(&self) -> Vec<Arc<Group>> {
+    /// Where a group is, or is to be opened; none, as long as calls are at work on too many.
+    ///
+    /// For one more than are kept, those used longest ago go, unless a call is at work on them. A slot holds its group: so
+    /// their slots go first, and they themselves when the next one comes.
+    fn place(&self, id: &GroupId) -> Option<Place> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = groups.iter().filter(|(_, group)| Arc::strong_count(group) == 1).map(|(id, _)| id.clone());
-        let idle: Vec<GroupId> = idle.collect();
-        idle.iter().filter_map(|id| groups.pop(id)).collect()
+        if let Some(place) = groups.get(id) {
+            return Some(Arc::clone(place));
+        }
+        let surplus = (groups.len() + 1).saturating_sub(GROUPS);
+        let oldest: Vec<GroupId> = groups.iter().rev().take(surplus).map(|(id, _)| id.clone()).collect();
+        let mut gone = Vec::new();
+        for id in oldest {
+            let slots = self.idle_slots(&id);
+            let unused = |place: &Place| {
+                Arc::strong_count(place) == 1 && place.get().is_none_or(|group| Arc::strong_count(group) == 1)
+            };
+            let group = if groups.peek(&id).is_some_and(unused) { groups.pop(&id) } else { None };
+            gone.push((slots, group));
+        }
+        if !gone.is_empty() {
+            tokio::task::spawn_blocking(move || drop(gone));
+        }
+        if groups.len() >= PLACES {
+            return None;
+        }
+        let place = Place::default();
+        groups.put(id.clone(), Arc::clone(&place));
+        Some(place)
     }
 
-    /// Takes the slots of some groups away, but for those that a call has.
-    fn idle_slots(&self, of: impl Fn(&GroupId) -> bool) -> Vec<SharedSlot> {
+    /// Takes a group's slots away, but for those that a call has.
+    fn idle_slots(&self, group: &GroupId) -> Vec<SharedSlot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = slots.iter().filter(|((group, ..), slot)| of(group) && Arc::strong_count(slot) == 1);
+        let idle = slots.iter().filter(|((of, ..), slot)| of == group && Arc::strong_count(slot) == 1);
         let idle: Vec<Key> = idle.map(|(key, _)| key.clone()).collect();
         idle.iter().filter_map(|key| slots.pop(key)).collect()
     }

@@ -11,7 +11,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::brokers::Facts;
 use super::client::{self, Client, Context, NO_TOPIC, Settings};
@@ -67,8 +66,6 @@ pub struct Group {
     pub(super) topics: Topics,
     pub(super) leaders: Leaders,
     settings: Settings,
-    /// Its place among the groups of a sandbox, if these are counted. Free when the last call has let go of it.
-    pub(super) place: Option<OwnedSemaphorePermit>,
     /// Whether its coordinator has answered.
     found: AtomicBool,
     /// The same group without its stability; made by the first read that meets pending commits.
@@ -131,7 +128,6 @@ impl Group {
             topics: Topics::default(),
             leaders: Leaders::default(),
             settings: kept,
-            place: None,
             found: AtomicBool::new(false),
             unsettled: OnceLock::new(),
             glancing_until: AtomicU64::new(0),
