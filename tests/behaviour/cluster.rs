@@ -352,8 +352,17 @@ async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
     };
     let refused = tokio::time::timeout(PATIENCE, drained).await.expect("nothing is left");
     assert_eq!((refused.status, refused.code()), (503, "broker_unavailable"), "{refused:?}");
+    // Where a group begins in that partition nobody knows: it begins nowhere, lest what comes there is passed over later.
+    let (late, latest) = (unique("group"), "&start=latest&timeout_ms=0");
+    for _ in 0..2 {
+        let refused = consume(&consumer, &topic, &late, latest).await;
+        assert_eq!((refused.status, refused.code()), (503, "broker_unavailable"), "{refused:?}");
+    }
+    assert_eq!(committed(&server, &late, &topic, 0), None);
     cluster.broker(3).start().await.expect("it starts again");
     until(&[200], async || consume(&consumer, &topic, &group, "").await).await;
+    until(&[200], async || consume(&consumer, &topic, &late, latest).await).await;
+    assert_eq!(committed(&server, &late, &topic, 1), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

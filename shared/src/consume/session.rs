@@ -137,9 +137,9 @@ impl Session {
                 return Err(learned.why_unseen());
             }
             // No answer before that, not even one with records of other partitions: it would say that the group has begun.
-            if self.terms.latest && !self.fix_start(&seen).await? {
+            if self.terms.latest && !self.fix_start(&seen, &learned).await? {
                 if self.deadline.left() < CONTEST_END {
-                    return Err(Deadline::exceeded());
+                    return Err(learned.hidden.into_values().next().unwrap_or_else(Deadline::exceeded));
                 }
                 tokio::time::sleep(rand::random_range(Duration::from_millis(1)..contest)).await;
                 contest = (contest * 2).min(CONTEST.1);

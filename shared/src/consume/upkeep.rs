@@ -24,9 +24,13 @@ impl Session {
     /// A partition that is added to a topic later begins where its end is when a call first sees it, as with any consumer
     /// of `latest`.
     ///
-    /// Whether all of them are committed; if not, others are at it, and a new look shows what they have come to.
-    pub(super) async fn fix_start(&self, seen: &[Seen]) -> Result<bool, Error> {
+    /// Whether all of them are committed. If not, others are at it, and a new look shows what they have come to; or there is
+    /// a partition that cannot be seen: then none is, or nobody would know later that this one is still to come.
+    pub(super) async fn fix_start(&self, seen: &[Seen], learned: &Learned) -> Result<bool, Error> {
         let new: Vec<&Seen> = seen.iter().filter(|seen| seen.position.committed.is_none()).collect();
+        if new.iter().any(|seen| learned.hidden.contains_key(&seen.at.0)) {
+            return Ok(false);
+        }
         let mut fixed = true;
         for some in new.chunks(ABREAST) {
             let kept = futures_util::future::try_join_all(some.iter().map(|seen| self.keep(seen, false))).await?;
