@@ -60,7 +60,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\nThe slack is {:.0} %: one run is not like another. `make bench-long` fails where more is missing.",
+            "\nThe slack is {:.0} %, in memory none: one run is not like another. `make bench-long` fails where more is missing.",
             (SLACK - 1.0) * 100.0
         );
     }

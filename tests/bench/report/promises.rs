@@ -2,8 +2,11 @@
 
 use super::Report;
 
-/// By how much a promise may be missed before it counts as broken: one machine and one run are not like another.
+/// By how much a promise of time may be missed before it counts as broken: one machine and one run are not like another. In
+/// memory they are.
 pub(crate) const SLACK: f64 = 1.2;
+
+const MEMORY: &str = "MB";
 
 /// MB are what was promised, MiB what was measured.
 const MB: f64 = 1.048_576;
@@ -59,7 +62,8 @@ impl Ratio {
 
     /// Whether its promise is missed by more than [`SLACK`], or was never looked at.
     pub(crate) fn broken(&self) -> bool {
-        self.promise.is_some_and(|promise| !self.is_measured() || !promise.holds(self.value, SLACK))
+        let slack = if self.unit == MEMORY { 1.0 } else { SLACK };
+        self.promise.is_some_and(|promise| !self.is_measured() || !promise.holds(self.value, slack))
     }
 
     /// The value with its unit.
@@ -238,5 +242,5 @@ fn us(what: &'static str, value: f64) -> Ratio {
 }
 
 fn mb(what: &'static str, value: f64) -> Ratio {
-    Ratio::new(what, value, "MB")
+    Ratio::new(what, value, MEMORY)
 }
