@@ -26,10 +26,10 @@ const PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The one cluster of these tests; who locks it may stop its brokers, and starts them again. None for Kafka versions where
-/// its controller is none of them.
+/// nothing can be committed as long as a broker is away (ARCHITECTURE.md, Known limits).
 async fn cluster() -> Option<tokio::sync::MutexGuard<'static, Cluster>> {
     static CLUSTER: OnceCell<tokio::sync::Mutex<Cluster>> = OnceCell::const_new();
-    if !applies_since(3, 3, "the cluster's controller is a broker") {
+    if !applies_since(3, 3, "commits wait there for a broker that is away") {
         return None;
     }
     let started = async || tokio::sync::Mutex::new(Stack::shared().await.cluster().await);
