@@ -7,8 +7,8 @@
 //! for the rest calls fail at once for a few seconds instead of each waiting in its turn. That one question was odd (it may
 //! be a caller's, or a record's) is not taken for that.
 //!
-//! Why not the crate `schema_registry_converter`: it decides by itself what is cached for how long, brings codecs that
-//! disagree with Confluent's on numbers and unions, and cannot be held to a deadline.
+//! It is three questions and what is believed of the answers for how long, which is the part that matters here; the codecs are
+//! our own in any case (ARCHITECTURE.md, Schemas). So it is not left to the crate `schema_registry_converter`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
