@@ -66,14 +66,22 @@ events = [
 ]
 
 
-def deployed(given):
-    """What CloudFormation makes of the template with these parameters: the loops first, then SAM's resources."""
+def unrolled():
+    """The template without its loops, as CloudFormation sees it, in JSON."""
     os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
     problems, unrolled = language_extension(Template(str(TEMPLATE), template, ["eu-central-1"]))
     assert not problems, problems
-    unrolled = json.loads(json.dumps(unrolled))
-    unrolled["Globals"]["Function"]["CodeUri"] = "s3://bucket/key"  # as `sam package` leaves it
-    return Translator({}, Parser()).translate(unrolled, given)["Resources"]
+    return json.dumps(unrolled)
+
+
+unrolled = unrolled()
+
+
+def deployed(given):
+    """What SAM makes of it with these parameters."""
+    source = json.loads(unrolled)
+    source["Globals"]["Function"]["CodeUri"] = "s3://bucket/key"  # as `sam package` leaves it
+    return Translator({}, Parser()).translate(source, given)["Resources"]
 
 
 by_default = deployed({})
@@ -315,9 +323,13 @@ def holds(rule, given):
     return says[name](*values)
 
 
+def with_defaults(given):
+    return {name: str(one.get("Default", "")) for name, one in template["Parameters"].items()} | given
+
+
 def broken(given):
     """What the template's rules find wrong with some parameters."""
-    given = {name: str(one.get("Default", "")) for name, one in template["Parameters"].items()} | given
+    given = with_defaults(given)
     wanting = [rule for rule in template["Rules"].values() if holds(rule["RuleCondition"], given)]
     assertions = [assertion for rule in wanting for assertion in rule["Assertions"]]
     return [one["AssertDescription"] for one in assertions if not holds(one["Assert"], given)]
@@ -342,8 +354,7 @@ def rules():
 def roles():
     """SAM gives each function what the network takes, and X-Ray where that is on."""
     for environment in ("dev", "staging", "production"):
-        given = {name: one["Default"] for name, one in template["Parameters"].items() if "Default" in one}
-        given |= parameters_of(environment)
+        given = with_defaults(parameters_of(environment))
         made = deployed(given)
         for name in functions:
             policies = json.dumps(made[f"{name}Role"]["Properties"]["ManagedPolicyArns"]).lower()

@@ -141,8 +141,7 @@ impl Session {
                 if self.deadline.left() < CONTEST_END {
                     return Err(learned.hidden.into_values().next().unwrap_or_else(Deadline::exceeded));
                 }
-                tokio::time::sleep(rand::random_range(Duration::from_millis(1)..contest)).await;
-                contest = (contest * 2).min(CONTEST.1);
+                step_aside(&mut contest).await;
                 continue;
             }
             if std::mem::take(&mut first_look) {
@@ -186,8 +185,7 @@ impl Session {
                     Some(Hurdle::Learned) => continue,
                     // There are records, but others were faster: the wait for records is over, the contest is not.
                     Some(Hurdle::Lost) if self.deadline.left() > CONTEST_END => {
-                        tokio::time::sleep(rand::random_range(Duration::from_millis(1)..contest)).await;
-                        contest = (contest * 2).min(CONTEST.1);
+                        step_aside(&mut contest).await;
                         // Lest all who lose go on fencing each other.
                         courteous_until = courteous_until.max(Instant::now() + rand::random_range(RESTED..5 * RESTED));
                         continue;
@@ -242,4 +240,10 @@ impl Session {
         }
         Ok(Some(outcome.batches).filter(|batches| !batches.is_empty()))
     }
+}
+
+/// Waits for a moment after a contest was lost, the longest wait doubling each time.
+async fn step_aside(longest: &mut Duration) {
+    tokio::time::sleep(rand::random_range(Duration::from_millis(1)..*longest)).await;
+    *longest = (*longest * 2).min(CONTEST.1);
 }

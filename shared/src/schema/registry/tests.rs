@@ -116,33 +116,29 @@ async fn an_odd_question_is_not_taken_for_a_registry_that_is_away() {
     assert!(!registry.is_under(1 << 31, "t-value", soon()).await.expect("an answer"));
     assert!(requests.try_recv().is_err(), "there can be none");
 
-    let asking = tokio::spawn({
+    let id = |subject, version| {
         let registry = Arc::clone(&registry);
-        async move { registry.id("t-value", Version::Number(7), NOT_YET, soon()).await }
-    });
+        tokio::spawn(async move { registry.id(subject, version, NOT_YET, soon()).await })
+    };
+    let schema = |id| {
+        let registry = Arc::clone(&registry);
+        tokio::spawn(async move { registry.schema(id, soon()).await })
+    };
+    let asking = id("t-value", Version::Number(7));
     let refused = r#"{"error_code":42202,"message":"The specified version is not valid"}"#;
     answer(&mut requests, "subjects/t-value/versions/7", "422 Unprocessable Entity", refused).await;
     assert_eq!(asking.await.expect("no panic").expect("an answer"), None);
 
     // Larger than any schema.
-    let asking = tokio::spawn({
-        let registry = Arc::clone(&registry);
-        async move { registry.schema(1, soon()).await }
-    });
+    let asking = schema(1);
     answer(&mut requests, "schemas/ids/1", "200 OK", &" ".repeat(LARGEST + 1)).await;
-    let schema = asking.await.expect("no panic").expect("an answer").expect("a schema");
-    assert!(matches!(&*schema, Schema::Unusable(None)));
+    let large = asking.await.expect("no panic").expect("an answer").expect("a schema");
+    assert!(matches!(&*large, Schema::Unusable(None)));
     // Refused for the name's sake, perhaps.
-    let asking = tokio::spawn({
-        let registry = Arc::clone(&registry);
-        async move { registry.id("t-a/b", Version::Latest, NOT_YET, soon()).await }
-    });
+    let asking = id("t-a/b", Version::Latest);
     answer(&mut requests, "subjects/t-a%2Fb/versions/latest", "400 Bad Request", "Ambiguous URI").await;
     assert_eq!(code(asking.await.expect("no panic")), Code::SchemaRegistryUnavailable);
-    let asking = tokio::spawn({
-        let registry = Arc::clone(&registry);
-        async move { registry.schema(2, soon()).await }
-    });
+    let asking = schema(2);
     answer(&mut requests, "schemas/ids/2", "200 OK", INT).await;
     assert!(asking.await.expect("no panic").expect("an answer").is_some(), "others are still asked for");
 }
