@@ -11,7 +11,7 @@ use tests::{Event, Function, Stack};
 use crate::acl::user;
 use crate::batch::BATCH as PRODUCE_BATCH;
 use crate::consume_batch::BATCH as CONSUME_BATCH;
-use crate::kit::scheduled;
+use crate::kit::{confluent, scheduled};
 use crate::registry::register;
 use crate::secured::{function_by, secured};
 use crate::wire::ACKNOWLEDGE;
@@ -32,13 +32,12 @@ fn granted(letters: &[String]) -> BTreeMap<String, Vec<Grant>> {
         let functions = if functions.trim() == "all" { all() } else { quoted(functions) };
         let on = quoted(on).pop().expect("a resource");
         for action in quoted(actions) {
-            for [kind, operation] in operations(action.trim_start_matches("kafka-cluster:")) {
-                for name in names(&on, letters) {
-                    let pattern = if name == "kafka-gateway:1:" { "PREFIXED" } else { "LITERAL" };
-                    for function in &functions {
-                        let grant = [kind, name.as_str(), pattern, operation].map(str::to_owned);
-                        grants.entry(function.clone()).or_default().push(grant);
-                    }
+            let Some([kind, operation]) = operation(action.trim_start_matches("kafka-cluster:")) else { continue };
+            for name in names(&on, letters) {
+                let pattern = if name == "kafka-gateway:1:" { "PREFIXED" } else { "LITERAL" };
+                for function in &functions {
+                    let grant = [kind, name.as_str(), pattern, operation].map(str::to_owned);
+                    grants.entry(function.clone()).or_default().push(grant);
                 }
             }
         }
@@ -56,24 +55,24 @@ fn all() -> Vec<String> {
     names
 }
 
-/// What an action of MSK's is in Kafka, by AWS's own description.
-fn operations(action: &str) -> Vec<[&'static str; 2]> {
-    match action {
-        "Connect" => vec![],
-        "DescribeTopic" => vec![["TOPIC", "DESCRIBE"]],
-        "ReadData" => vec![["TOPIC", "READ"]],
-        "WriteData" => vec![["TOPIC", "WRITE"]],
-        "CreateTopic" => vec![["TOPIC", "CREATE"]],
-        "DeleteTopic" => vec![["TOPIC", "DELETE"]],
-        "DescribeTopicDynamicConfiguration" => vec![["TOPIC", "DESCRIBE_CONFIGS"]],
-        "DescribeGroup" => vec![["GROUP", "DESCRIBE"]],
-        "AlterGroup" => vec![["GROUP", "READ"]],
-        "DescribeTransactionalId" => vec![["TRANSACTIONAL_ID", "DESCRIBE"]],
-        "AlterTransactionalId" => vec![["TRANSACTIONAL_ID", "WRITE"]],
-        "WriteDataIdempotently" => vec![["BROKER", "IDEMPOTENT_WRITE"]],
-        "DescribeClusterDynamicConfiguration" => vec![["BROKER", "DESCRIBE_CONFIGS"]],
+/// What an action of MSK's is in Kafka, by AWS's own description; nothing, for logging in.
+fn operation(action: &str) -> Option<[&'static str; 2]> {
+    Some(match action {
+        "Connect" => return None,
+        "DescribeTopic" => ["TOPIC", "DESCRIBE"],
+        "ReadData" => ["TOPIC", "READ"],
+        "WriteData" => ["TOPIC", "WRITE"],
+        "CreateTopic" => ["TOPIC", "CREATE"],
+        "DeleteTopic" => ["TOPIC", "DELETE"],
+        "DescribeTopicDynamicConfiguration" => ["TOPIC", "DESCRIBE_CONFIGS"],
+        "DescribeGroup" => ["GROUP", "DESCRIBE"],
+        "AlterGroup" => ["GROUP", "READ"],
+        "DescribeTransactionalId" => ["TRANSACTIONAL_ID", "DESCRIBE"],
+        "AlterTransactionalId" => ["TRANSACTIONAL_ID", "WRITE"],
+        "WriteDataIdempotently" => ["BROKER", "IDEMPOTENT_WRITE"],
+        "DescribeClusterDynamicConfiguration" => ["BROKER", "DESCRIBE_CONFIGS"],
         other => panic!("what is {other}?"),
-    }
+    })
 }
 
 fn names(on: &str, letters: &[String]) -> Vec<String> {
@@ -103,9 +102,7 @@ async fn each_function_does_what_it_is_for_with_what_the_template_grants_it() {
     }
     let grants: BTreeMap<_, _> =
         granted(&letters).into_iter().map(|(function, grants)| (&users[&function], grants)).collect();
-    let packages: (&str, &[&str]) = ("python-confluent", &["confluent-kafka[avro,json,protobuf]==2.16.0"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("behaviour/python/grants.py");
-    stack.python_with(packages, script, &[&server, &json!(grants).to_string()]).await;
+    confluent("grants.py", &[&server, &json!(grants).to_string()]).await;
 
     let topics = start("topics", &users, &[]).await;
     for topic in [&first, &second, &third] {

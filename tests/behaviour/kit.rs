@@ -34,6 +34,13 @@ pub(crate) async fn refused(function: &Function, client: &str, event: Event) -> 
     problem(&function.invoke(event.bearer(&token).build()).await)
 }
 
+/// What one of the scripts in `python/` says that use Confluent's client.
+pub(crate) async fn confluent(script: &str, args: &[&str]) -> String {
+    const PACKAGES: (&str, &[&str]) = ("python-confluent", &["confluent-kafka[avro,json,protobuf]==2.16.0"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("behaviour/python").join(script);
+    Stack::shared().await.python_with(PACKAGES, script, args).await
+}
+
 /// What `EventBridge` sends to a function on a schedule.
 pub(crate) fn scheduled() -> Value {
     json!({

@@ -1,6 +1,5 @@
 //! Keys and values with schemas, on a real registry: the formats, the rules, validation, and a registry that is away.
 
-use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
@@ -208,10 +207,8 @@ async fn confluents_own_serializers_read_what_is_written_and_the_reverse() {
 
 /// Runs `python/schemas.py`; its answer is JSON.
 async fn confluent(args: &[&str]) -> Value {
-    const PACKAGES: (&str, &[&str]) = ("python-confluent", &["confluent-kafka[avro,json,protobuf]==2.16.0"]);
-    let stack = Stack::shared().await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("behaviour/python/schemas.py");
-    let out = stack.python_with(PACKAGES, script, &[&[stack.registry().await], args].concat()).await;
+    let registry = Stack::shared().await.registry().await;
+    let out = kit::confluent("schemas.py", &[&[registry], args].concat()).await;
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
 }
 

@@ -24,4 +24,3 @@ bindings = [
 admin = AdminClient({"bootstrap.servers": server})
 for made in admin.create_acls(bindings).values():
     made.result(60)
-print("{}")
