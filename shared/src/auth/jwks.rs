@@ -36,8 +36,9 @@ const UNKNOWN_EVERY: Duration = Duration::from_secs(60);
 const RETRY_NEEDED: Duration = Duration::from_secs(3);
 /// How soon it is tried again while the old keys still serve.
 const RETRY_DUE: Duration = Duration::from_secs(30);
-/// What a fetch may take when the call cannot do without it.
-const NEEDED_WITHIN: Duration = Duration::from_secs(2);
+/// What a fetch may take when the call cannot do without it. An issuer that is slow is worth more of a wait than a refusal;
+/// discovery and keys, each with a handshake of its own, go into it.
+const NEEDED_WITHIN: Duration = Duration::from_secs(4);
 /// What it may take when the old keys would do.
 const DUE_WITHIN: Duration = Duration::from_secs(1);
 /// Beyond any key set or discovery document in use.

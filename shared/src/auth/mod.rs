@@ -39,7 +39,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Fetches the issuer's keys, so that the first call need not. Never fails and takes 2 s at most: when the issuer is
+    /// Fetches the issuer's keys, so that the first call need not. Never fails and takes 4 s at most: when the issuer is
     /// away, the calls try again.
     ///
     /// `client` must follow no redirects: the issuer says where its keys are, and nobody on the way may say otherwise.
