@@ -59,7 +59,7 @@ pub fn binary<'a>(request: &Request, topic: TopicName, data: &'a [u8]) -> Result
     let mut attributes = Vec::new();
     for (name, value) in request.headers("ce-") {
         let legal = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if !legal || matches!(&*name, "data" | "datacontenttype") {
+        if !legal || matches!(name, "data" | "datacontenttype") {
             let detail =
                 "ce-: the names of attributes are letters and digits; data is the body, and its type Content-Type";
             return Err(Error::new(Code::InvalidParameter, detail));
@@ -68,7 +68,7 @@ pub fn binary<'a>(request: &Request, topic: TopicName, data: &'a [u8]) -> Result
     }
     // API Gateway gives headers no order.
     attributes.sort_unstable();
-    let value_of = |wanted: &str| attributes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+    let value_of = |wanted: &str| attributes.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.as_str());
     require(value_of, "ce-")?;
     let key = value_of("partitionkey").map(str::to_owned);
     let mut headers: Vec<Header> =

@@ -25,6 +25,7 @@ use crate::errors::{Code, Error};
 pub struct Event {
     raw_path: String,
     raw_query_string: String,
+    /// By their names in small letters: API Gateway sends them so, not every other sender does.
     headers: HashMap<String, String>,
     method: String,
     body: Option<String>,
@@ -41,12 +42,17 @@ impl From<Value> for Event {
         Self {
             raw_path: take("/rawPath").and_then(text).unwrap_or_default(),
             raw_query_string: take("/rawQueryString").and_then(text).unwrap_or_default(),
-            headers: headers.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect(),
+            headers: headers.into_iter().filter_map(|(name, value)| Some((small(name), text(value)?))).collect(),
             method: take("/requestContext/http/method").and_then(text).unwrap_or_default(),
             body: take("/body").and_then(text),
             is_base64_encoded: take("/isBase64Encoded") == Some(Value::Bool(true)),
         }
     }
+}
+
+fn small(mut name: String) -> String {
+    name.make_ascii_lowercase();
+    name
 }
 
 fn text(value: Value) -> Option<String> {
@@ -75,14 +81,9 @@ impl Request {
         &self.event.raw_path
     }
 
-    /// A header's value. API Gateway joins repeated headers with commas, and sends names in small letters; not every
-    /// other sender does.
+    /// A header's value, by its name in small letters. API Gateway joins repeated headers with commas.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let headers = &self.event.headers;
-        headers
-            .get(name)
-            .or_else(|| headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value))
-            .map(String::as_str)
+        self.event.headers.get(name).map(String::as_str)
     }
 
     /// The query's parameters. `400` where one is repeated or not among `known`: a parameter that is silently ignored
@@ -107,11 +108,8 @@ impl Request {
     }
 
     /// The headers whose names begin with `prefix`: the rest of each name, in small letters, and its value.
-    pub fn headers(&self, prefix: &str) -> impl Iterator<Item = (String, &str)> {
-        self.event.headers.iter().filter_map(move |(name, value)| {
-            let name = name.to_ascii_lowercase();
-            Some((name.strip_prefix(prefix)?.to_owned(), value.as_str()))
-        })
+    pub fn headers(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
+        self.event.headers.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
     }
 
     /// The media type of the content, in small letters and without its parameters; none, if it is not given.

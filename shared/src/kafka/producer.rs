@@ -484,11 +484,14 @@ fn partition_count(client: &Client, topic: &TopicName, patience: Duration) -> Re
 
 /// A record's headers as librdkafka takes them; none, if it has none.
 pub(super) fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
+    if record.headers.is_empty() {
+        return None;
+    }
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
     for (name, value) in &record.headers {
         headers = headers.insert(KafkaHeader { key: name, value: value.as_deref() });
     }
-    (!record.headers.is_empty()).then_some(headers)
+    Some(headers)
 }
 
 /// Hands a record to librdkafka.
