@@ -4,7 +4,7 @@
 //! the commit. Nothing else moves a position. The model in `tests` explores every interleaving of steps through this very
 //! function.
 
-use super::position::{Holder, Lease, Mark, Position, Stamp};
+use super::position::{End, Holder, Lease, Mark, Position, Settled, Stamp};
 use super::ranges::Ranges;
 
 /// How far the wall clocks of two sandboxes may lie apart. A lease is taken over only this long after it has expired by
@@ -145,14 +145,15 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
-            Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).passing(*next)))
+            Verdict::Commit(Box::new(taking_over(mark, *from, stamp).passing(*next)))
         }
         Intent::Lease { seen, from, next, without, alone, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
-            let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
-            let mark = Mark::next(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
+            let until = stamp.now.saturating_add(*lease_ms);
+            let lease = Lease { end: *next, until, holder: holder.clone(), partly: false };
+            let mark = taking_over(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
             Verdict::Commit(Box::new(mark))
         }
         Intent::Bury { seen, record, most } => {
@@ -163,7 +164,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if !position.known(*record).is_some_and(|mark| !mark.is_done(*record) && mark.is_hopeless(*record, *most)) {
                 return Verdict::Moved;
             }
-            let buried = Mark::next(mark, position.committed.unwrap_or(*record), stamp).passing(*record + 1);
+            let buried = taking_over(mark, position.committed.unwrap_or(*record), stamp).passing(*record + 1);
             Verdict::Bury(Box::new(buried), vec![*record])
         }
         Intent::Keep { seen, from, renewal } => {
@@ -178,8 +179,14 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }))
         }
         Intent::Accept { holder, before } => {
-            let lease = match own_lease(position, holder, true) {
+            let lease = match own_lease(position, holder, End::Accepted) {
                 Ok(lease) => lease,
+                // That much of it was accepted before the rest was released, or taken by others.
+                Err(Verdict::LeaseLost)
+                    if before.is_some_and(|before| ended(position, holder).is_some_and(|lease| lease.reached(before))) =>
+                {
+                    return Verdict::Already;
+                }
                 Err(verdict) => return verdict,
             };
             let (offset, end) = (position.committed.unwrap_or(lease.end), lease.end);
@@ -190,17 +197,18 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if before <= offset {
                 return Verdict::Already;
             }
-            Verdict::Commit(Box::new(going_on(Mark::next(mark, offset, stamp).passing(before), lease)))
+            let lease = Lease { partly: true, ..lease.clone() };
+            Verdict::Commit(Box::new(going_on(Mark::next(mark, offset, stamp).passing(before), &lease)))
         }
         Intent::Reject { holder, records, there, .. } => reject(position, holder, records.as_deref(), there, stamp),
-        Intent::Release { holder } => match own_lease(position, holder, false) {
+        Intent::Release { holder } => match own_lease(position, holder, End::Released) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
-                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(holder.clone(), false)))
+                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(lease, End::Released, offset)))
             }
             Err(verdict) => verdict,
         },
-        Intent::Renew { holder, lease_ms } => match own_lease(position, holder, true) {
+        Intent::Renew { holder, lease_ms } => match own_lease(position, holder, End::Accepted) {
             Ok(lease) => {
                 let renewed = Lease { until: stamp.now.saturating_add(*lease_ms), ..lease.clone() };
                 let offset = position.committed.unwrap_or(lease.end);
@@ -215,7 +223,18 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
 
 /// The same mark, with what is left of a lease; or with that settled, if nothing is left.
 fn going_on(mark: Mark, lease: &Lease) -> Mark {
-    if mark.offset >= lease.end { mark.settling(lease.holder.clone(), true) } else { mark.with_lease(lease.clone()) }
+    let offset = mark.offset;
+    if offset >= lease.end { mark.settling(lease, End::Accepted, offset) } else { mark.with_lease(lease.clone()) }
+}
+
+/// The mark of a commit at `offset` that ends a lease whose time is up: what was accepted of it is remembered, for a holder
+/// who asks again.
+fn taking_over(mark: Option<&Mark>, offset: i64, stamp: Stamp) -> Mark {
+    let next = Mark::next(mark, offset, stamp);
+    match mark.and_then(|mark| Some((mark.offset, mark.lease.as_ref()?))) {
+        Some((reached, lease)) if lease.partly => next.settling(lease, End::Lost, reached),
+        _ => next,
+    }
 }
 
 /// Settles `records` of a lease, of which those are written as dead letters that are `there`.
@@ -224,7 +243,7 @@ fn reject(position: &Position, holder: &Holder, records: Option<&[i64]>, there: 
     if position.mark.as_ref().is_some_and(|mark| mark.remembers(&reject)) {
         return Verdict::Already;
     }
-    let lease = match own_lease(position, holder, true) {
+    let lease = match own_lease(position, holder, End::Accepted) {
         Ok(lease) => lease,
         // Settled otherwise: there will be no letter.
         Err(Verdict::Already) => return Verdict::LeaseLost,
@@ -273,17 +292,22 @@ fn not_free(position: &Position, seen: Option<i64>, stamp: Stamp) -> Option<Verd
 }
 
 /// The lease of this holder. It counts for as long as nobody else has taken the records, expired or not. `Already`, if
-/// it was settled in that way before.
-fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Result<&'a Lease, Verdict> {
-    let mark = position.mark.as_ref().ok_or(Verdict::LeaseLost)?;
-    if let Some(lease) = mark.lease.as_ref().filter(|lease| lease.holder.token == holder.token) {
+/// it ended in that way before.
+fn own_lease<'a>(position: &'a Position, holder: &Holder, end: End) -> Result<&'a Lease, Verdict> {
+    let lease = position.mark.as_ref().and_then(|mark| mark.lease.as_ref());
+    if let Some(lease) = lease.filter(|lease| lease.holder.token == holder.token) {
         return if lease.holder == *holder { Ok(lease) } else { Err(Verdict::NotTheirs) };
     }
-    match mark.settled(&holder.token) {
-        Some(settled) if settled.holder != *holder => Err(Verdict::NotTheirs),
-        Some(settled) if settled.accepted == accepting => Err(Verdict::Already),
-        _ => Err(Verdict::LeaseLost),
-    }
+    Err(match ended(position, holder) {
+        Some(settled) if settled.holder != *holder => Verdict::NotTheirs,
+        Some(settled) if settled.end() == end => Verdict::Already,
+        _ => Verdict::LeaseLost,
+    })
+}
+
+/// What is remembered of the lease with a holder's token.
+fn ended<'a>(position: &'a Position, holder: &Holder) -> Option<&'a Settled> {
+    position.mark.as_ref()?.settled(&holder.token)
 }
 
 #[cfg(test)]

@@ -98,17 +98,51 @@ pub struct Lease {
     /// Who holds it.
     #[serde(flatten)]
     pub holder: Holder,
+    /// Whether a part of it was accepted.
+    #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
+    pub partly: bool,
 }
 
-/// A lease that is over by its holder's own word.
+/// How a lease ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Nothing of it is left, since its records were accepted (or rejected).
+    Accepted,
+    /// Its holder gave it back.
+    Released,
+    /// Others took its records when its time was up.
+    Lost,
+}
+
+/// A lease that is over, and of which its holder may ask again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settled {
     /// Who held it.
     #[serde(flatten)]
     pub holder: Holder,
-    /// Whether nothing of it is left, since its records were accepted (or rejected); otherwise it was released.
     #[serde(rename = "a")]
-    pub accepted: bool,
+    accepted: bool,
+    #[serde(rename = "l", default, skip_serializing_if = "std::ops::Not::not")]
+    lost: bool,
+    /// Where the records end that were accepted, if it ended with a part of them.
+    #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
+    before: Option<i64>,
+}
+
+impl Settled {
+    /// How it ended.
+    pub fn end(&self) -> End {
+        match (self.lost, self.accepted) {
+            (true, _) => End::Lost,
+            (false, true) => End::Accepted,
+            (false, false) => End::Released,
+        }
+    }
+
+    /// Whether it had been accepted up to this offset.
+    pub fn reached(&self, offset: i64) -> bool {
+        self.before.is_some_and(|before| offset <= before)
+    }
 }
 
 /// What the gateway notes beside a committed offset.
@@ -143,7 +177,7 @@ pub struct Mark {
     /// version that does not know them would hand them out again, so only here the mark is of the newer one.
     #[serde(default, skip_serializing_if = "Ranges::is_empty")]
     done: Ranges,
-    /// The last leases that their holders have settled, newest first.
+    /// The last leases that their holders have settled, at least a part of each, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settled: Vec<Settled>,
     /// The last rejects (see [`Holder::rejection`]), newest first.
@@ -265,16 +299,18 @@ impl Mark {
         self
     }
 
-    /// The same mark, with a lease settled.
+    /// The same mark, with the lease at an end, when the position was at `reached`.
     #[must_use]
-    pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
-        self.settled.insert(0, Settled { holder, accepted });
+    pub fn settling(mut self, lease: &Lease, end: End, reached: i64) -> Self {
+        let (accepted, lost) = (end == End::Accepted, end == End::Lost);
+        let before = (lease.partly && !accepted).then_some(reached);
+        self.settled.insert(0, Settled { holder: lease.holder.clone(), accepted, lost, before });
         self.settled.truncate(SETTLED);
-        self.settles = true;
+        self.settles = !lost;
         self
     }
 
-    /// How the lease with this token was settled, if that is still remembered.
+    /// How the lease with this token ended, if that is still remembered.
     pub fn settled(&self, token: &Hash) -> Option<&Settled> {
         self.settled.iter().find(|settled| settled.holder.token == *token)
     }
@@ -413,32 +449,38 @@ mod tests {
         Holder { token: Hash::of(&[name.as_bytes()]), principal: Hash::of(&[b"principal", name.as_bytes()]) }
     }
 
+    fn lease(name: &str) -> Lease {
+        Lease { end: 9, until: 5000, holder: holder(name), partly: false }
+    }
+
     #[test]
     fn a_mark_survives_its_string_and_remembers_a_few_commits() {
         let mut mark = Mark::next(None, 5, stamp(1));
         for nonce in 2..=18 {
-            mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(holder(&nonce.to_string()), nonce % 2 == 0);
+            let end = if nonce % 2 == 0 { End::Accepted } else { End::Released };
+            mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(&lease(&nonce.to_string()), end, 5);
         }
-        mark = mark.with_lease(Lease { end: 9, until: 5000, holder: holder("live") }).delivering(9, None);
+        mark = mark.with_lease(lease("live")).delivering(9, None);
         let read = Position::read(Some(5), &mark.to_metadata()).expect("readable");
         assert_eq!(read.mark.as_ref(), Some(&mark));
         let included: Vec<bool> = (1..=4).map(|nonce| mark.includes(nonce)).collect();
         assert_eq!(included, [false, false, true, true]);
         assert_eq!(mark.latest(), Some(18));
         assert!(!mark.remembers_all());
-        assert_eq!(mark.settled(&holder("18").token).map(|settled| settled.accepted), Some(true));
+        assert_eq!(mark.settled(&holder("18").token).map(Settled::end), Some(End::Accepted));
         assert_eq!(mark.settled(&holder("2").token), None);
     }
 
     #[test]
     fn the_longest_mark_fits_into_the_broker_s_default_limit() {
+        let longest = Lease { end: i64::MAX, until: u64::MAX, partly: true, ..lease("x") };
         let mut mark = Mark::next(None, i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX });
         for _ in 0..REMEMBERED {
             mark = Mark::next(Some(&mark), i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX })
-                .settling(holder("x"), false);
+                .settling(&longest, End::Lost, i64::MAX);
         }
         mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
-        mark = mark.renewing().with_lease(Lease { end: i64::MAX, until: u64::MAX, holder: holder("x") });
+        mark = mark.renewing().with_lease(longest.clone());
         mark.alone = Some(i64::MAX);
         mark.rejects = vec![holder("x").rejection(None); SETTLED];
         assert!(mark.to_metadata().len() < 2200, "{}", mark.to_metadata().len());

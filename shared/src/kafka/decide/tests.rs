@@ -76,6 +76,38 @@ fn accepting_in_parts_and_again() {
 }
 
 #[test]
+fn what_was_accepted_of_a_lease_stays_accepted_when_the_rest_is_anothers() {
+    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let part = after(&leased, &accept("a", Some(4)), 1);
+    let release = Intent::Release { holder: holder("a") };
+    let expired = LEASE_MS + CLOCK_SKEW_MS;
+    let lost = [
+        after(&part, &take(Some(4), 7), expired),
+        after(&part, &lease(Some(4), 4, 7, "b"), expired),
+        after(&after(&part, &lease(Some(4), 4, 7, "b"), expired), &accept("b", None), expired + 1),
+    ];
+    for position in &lost {
+        assert_eq!(decide(position, &accept("a", Some(4)), at(expired)), Verdict::Already);
+        assert_eq!(decide(position, &accept("a", Some(2)), at(expired)), Verdict::Already);
+        assert_eq!(decide(position, &accept("a", Some(5)), at(expired)), Verdict::LeaseLost);
+        assert_eq!(decide(position, &accept("a", None), at(expired)), Verdict::LeaseLost);
+        assert_eq!(decide(position, &release, at(expired)), Verdict::LeaseLost, "it was lost, not released");
+        let stranger = Holder { principal: holder("b").principal, ..holder("a") };
+        let theirs = Intent::Accept { holder: stranger, before: Some(4) };
+        assert_eq!(decide(position, &theirs, at(expired)), Verdict::NotTheirs);
+    }
+    let released = after(&part, &release, 2);
+    assert_eq!(decide(&released, &accept("a", Some(4)), at(3)), Verdict::Already);
+    assert_eq!(decide(&released, &accept("a", Some(5)), at(3)), Verdict::LeaseLost);
+    assert_eq!(decide(&released, &release, at(3)), Verdict::Already);
+    // The log was cut meanwhile: what went with it was not accepted.
+    let cut = Intent::Take { seen: Some(4), from: 8, next: 9, without: Ranges::default() };
+    let cut = after(&part, &cut, expired);
+    assert_eq!(decide(&cut, &accept("a", Some(4)), at(expired)), Verdict::Already);
+    assert_eq!(decide(&cut, &accept("a", Some(6)), at(expired)), Verdict::LeaseLost);
+}
+
+#[test]
 fn releasing_gives_back_at_once_and_counts() {
     let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
     let release = Intent::Release { holder: holder("a") };
