@@ -56,6 +56,22 @@ async fn a_function_that_died_before_it_ended_its_transaction_stops_nobody() {
     assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), Some(10));
 }
 
+#[tokio::test]
+async fn a_position_that_a_tool_saved_and_puts_back_counts_at_the_next_call() {
+    let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
+    fill(&stack.bootstrap(), &topic, 1, 3);
+    let consumer = function("consume").await;
+    let next = async || offsets(consume(&consumer, &topic, &group, "&limit=1&timeout_ms=0").await.messages());
+    assert_eq!(next().await, [0]);
+    // With its metadata, as Kafka's admin client lists it.
+    let raw = raw_consumer(&stack.bootstrap(), &group, &[]);
+    let saved = raw.committed_offsets(at(&topic, 0, 0), PATIENCE).expect("a position");
+    assert!(saved.elements()[0].metadata().contains("kafka-gateway"), "{saved:?}");
+    assert_eq!((next().await, next().await, next().await), (vec![1], vec![2], vec![]));
+    commit_plainly(&raw, &saved);
+    assert_eq!((next().await, next().await, next().await), (vec![1], vec![2], vec![]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_beyond_the_last_stable_offset_waits_and_holds_up_no_other_partition() {
     let (stack, topic, group) = (Stack::shared().await, topic(2).await, unique("group"));

@@ -107,7 +107,11 @@ impl Session {
             let start = starts.as_mut().and_then(Iterator::next).transpose();
             match (position, end, start) {
                 (Ok(position), Ok(end), Ok(start)) => {
-                    let position = self.parts.consumers.newest(&self.topics[at.0].from, at.1, position);
+                    // What a settled look shows is all there is: a tool may have put an older position back.
+                    let position = match settled {
+                        true => position,
+                        false => self.parts.consumers.newest(&self.topics[at.0].from, at.1, position),
+                    };
                     let from = position.committed.or(start).unwrap_or(end);
                     seen.push(Seen { at, position, from, end });
                 }
