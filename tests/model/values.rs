@@ -194,7 +194,8 @@ impl Values {
             Call::Manual(limit, token) => {
                 let limit = if suspect { 1 } else { limit };
                 let (next, alone, holder) = (next(limit), (limit == 1).then_some(from), holder(token));
-                Intent::Lease { seen: seen_offset, from, next, without: without.clone(), alone, lease_ms, holder }
+                let (without, delivered) = (without.clone(), position.delivered(from));
+                Intent::Lease { seen: seen_offset, from, next, without, delivered, alone, lease_ms, holder }
             }
             Call::Bury => Intent::Bury { seen: seen_offset, record: from, most: self.most.expect("a limit") },
             Call::Reject(token, record) => {

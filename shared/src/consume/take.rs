@@ -137,8 +137,8 @@ impl Session {
                 let ask = Ask { seen: position, from, end, records: limit, bytes: budget, alone, ack };
                 let mut messages = Vec::new();
                 let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
-                let taken = slot.take(tools, dead_letters, &ask, |records, position, limit| {
-                    let delivered = |offset| position.mark.as_ref().map_or(0, |mark| mark.deliveries(offset));
+                let taken = slot.take(tools, dead_letters, &ask, |records, known, limit| {
+                    let delivered = |offset| known.map_or(0, |mark| mark.deliveries(offset));
                     let attempt = |offset| manual.then(|| delivered(offset) + 1);
                     // Before anything is claimed: without the registry, the records stay where they are.
                     let rendering = parts.schemas.rendering(records.iter().take(limit), formats, deadline);

@@ -36,6 +36,9 @@ pub enum Intent {
         next: i64,
         /// The settled records from there on, as they were seen: these were left out.
         without: Ranges,
+        /// How often the records were delivered before, as it was seen: that is what the answer says, and whether the
+        /// first one is a suspect.
+        delivered: Vec<(i64, u32)>,
         /// The record, if there is only one.
         alone: Option<i64>,
         /// For how long, in milliseconds.
@@ -147,9 +150,12 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }
             Verdict::Commit(Box::new(taking_over(mark, *from, stamp).passing(*next)))
         }
-        Intent::Lease { seen, from, next, without, alone, lease_ms, holder } => {
+        Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
+            }
+            if position.delivered(*from) != *delivered {
+                return Verdict::Moved;
             }
             let until = stamp.now.saturating_add(*lease_ms);
             let lease = Lease { end: *next, until, holder: holder.clone(), partly: false };
@@ -183,7 +189,8 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
                 Ok(lease) => lease,
                 // That much of it was accepted before the rest was released, or taken by others.
                 Err(Verdict::LeaseLost)
-                    if before.is_some_and(|before| ended(position, holder).is_some_and(|lease| lease.reached(before))) =>
+                    if before
+                        .is_some_and(|before| ended(position, holder).is_some_and(|lease| lease.reached(before))) =>
                 {
                     return Verdict::Already;
                 }

@@ -202,14 +202,14 @@ impl Slot {
     /// Hands out the next records: fetches, then takes the step that makes them the caller's. Blocks.
     ///
     /// `choose` says how many of the fetched records are taken, from the first on; none, if the first does not fit. It
-    /// gets the position they are based on, and the most that it may choose: one, where the first is a suspect. If it
+    /// gets what is known of them, and the most that it may choose: one, where the first is a suspect. If it
     /// fails, nothing is claimed or committed.
     pub fn take(
         &mut self,
         tools: Tools<'_>,
         dead_letters: &DeadLetters,
         ask: &Ask,
-        mut choose: impl FnMut(&Records, &Position, usize) -> Result<usize, Error>,
+        mut choose: impl FnMut(&Records, Option<&Mark>, usize) -> Result<usize, Error>,
     ) -> Result<Taken, Error> {
         // Without leases nothing is counted, and without claims nothing is buried.
         let most = dead_letters.most(&self.topic).filter(|_| self.delivery == Delivery::Exclusive);
@@ -246,8 +246,8 @@ impl Slot {
             let count = match (suspect, ask.alone) {
                 // Others have moved the position to a suspect since the look. It gets an answer for itself.
                 (true, false) => 0,
-                (true, true) => choose(self.window.records(), &seen, 1)?,
-                (false, _) => choose(self.window.records(), &seen, ask.records)?,
+                (true, true) => choose(self.window.records(), known, 1)?,
+                (false, _) => choose(self.window.records(), known, ask.records)?,
             };
             if count == 0 {
                 self.hint.oversized = Some(asked);
@@ -258,8 +258,8 @@ impl Slot {
                 Ack::Auto => Intent::Take { seen: seen_offset, from, next, without },
                 Ack::Manual { lease_ms, holder } => {
                     let alone = (count == 1 && ask.alone).then_some(offset);
-                    let (lease_ms, holder) = (*lease_ms, holder.clone());
-                    Intent::Lease { seen: seen_offset, from, next, without, alone, lease_ms, holder }
+                    let (delivered, lease_ms, holder) = (seen.delivered(from), *lease_ms, holder.clone());
+                    Intent::Lease { seen: seen_offset, from, next, without, delivered, alone, lease_ms, holder }
                 }
             };
             match self.step(tools, &intent, Some(&seen), None)? {

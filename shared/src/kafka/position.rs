@@ -412,6 +412,11 @@ impl Position {
         self.known(from).map(|mark| mark.done.after(from)).unwrap_or_default()
     }
 
+    /// How often the records from `from` on were delivered before: `(end, count)`, range after range.
+    pub fn delivered(&self, from: i64) -> Vec<(i64, u32)> {
+        self.known(from).map(|mark| mark.deliveries.clone()).unwrap_or_default()
+    }
+
     /// Whether another sandbox was the last to commit it.
     pub fn is_anothers(&self, sandbox: u32) -> bool {
         self.mark.as_ref().is_some_and(|mark| mark.sandbox != sandbox)

@@ -21,10 +21,11 @@ fn after(position: &Position, intent: &Intent, now: u64) -> Position {
     }
 }
 
-fn lease(seen: Option<i64>, from: i64, next: i64, name: &str) -> Intent {
+/// A lease on top of a position, as it is seen.
+fn lease(on: &Position, from: i64, next: i64, name: &str) -> Intent {
     let alone = (next == from + 1).then_some(from);
-    let without = Ranges::default();
-    Intent::Lease { seen, from, next, without, alone, lease_ms: LEASE_MS, holder: holder(name) }
+    let (seen, without, delivered) = (on.committed, on.done(from), on.delivered(from));
+    Intent::Lease { seen, from, next, without, delivered, alone, lease_ms: LEASE_MS, holder: holder(name) }
 }
 
 fn take(seen: Option<i64>, next: i64) -> Intent {
@@ -37,15 +38,15 @@ fn accept(name: &str, before: Option<i64>) -> Intent {
 
 #[test]
 fn a_live_lease_keeps_everybody_else_away_and_an_expired_one_nobody() {
-    let leased = after(&Position::default(), &lease(None, 3, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 3, 10, "a"), 0);
     assert_eq!(leased.committed, Some(3), "leased records are not committed");
     let take = take(Some(3), 5);
     for now in [1, LEASE_MS, LEASE_MS + CLOCK_SKEW_MS - 1] {
         assert_eq!(decide(&leased, &take, at(now)), Verdict::Leased, "{now}");
-        assert_eq!(decide(&leased, &lease(Some(3), 3, 5, "b"), at(now)), Verdict::Leased);
+        assert_eq!(decide(&leased, &lease(&leased, 3, 5, "b"), at(now)), Verdict::Leased);
     }
     let expired = LEASE_MS + CLOCK_SKEW_MS;
-    let again = after(&leased, &lease(Some(3), 3, 5, "b"), expired);
+    let again = after(&leased, &lease(&leased, 3, 5, "b"), expired);
     let mark = again.mark.as_ref().expect("a mark");
     assert_eq!((mark.deliveries(3), mark.deliveries(4), mark.deliveries(5), mark.deliveries(10)), (2, 2, 1, 0));
     assert_eq!(decide(&again, &accept("a", None), at(expired)), Verdict::LeaseLost);
@@ -54,13 +55,13 @@ fn a_live_lease_keeps_everybody_else_away_and_an_expired_one_nobody() {
 
 #[test]
 fn an_expired_lease_may_be_settled_as_long_as_nobody_took_it() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     assert_eq!(after(&leased, &accept("a", None), 10 * LEASE_MS).committed, Some(10));
 }
 
 #[test]
 fn accepting_in_parts_and_again() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let part = after(&leased, &accept("a", Some(4)), 1);
     assert_eq!(part.committed, Some(4));
     assert_eq!(decide(&part, &take(Some(4), 5), at(2)), Verdict::Leased, "the rest is leased");
@@ -70,21 +71,21 @@ fn accepting_in_parts_and_again() {
     let whole = after(&part, &accept("a", None), 3);
     assert_eq!(whole.committed, Some(10));
     assert_eq!(decide(&whole, &accept("a", None), at(4)), Verdict::Already);
-    let next = after(&whole, &lease(Some(10), 10, 12, "b"), 5);
+    let next = after(&whole, &lease(&whole, 10, 12, "b"), 5);
     assert_eq!(decide(&next, &accept("a", None), at(6)), Verdict::Already, "also when others have followed");
     assert_eq!(decide(&whole, &Intent::Release { holder: holder("a") }, at(4)), Verdict::LeaseLost);
 }
 
 #[test]
 fn what_was_accepted_of_a_lease_stays_accepted_when_the_rest_is_anothers() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let part = after(&leased, &accept("a", Some(4)), 1);
     let release = Intent::Release { holder: holder("a") };
     let expired = LEASE_MS + CLOCK_SKEW_MS;
     let lost = [
         after(&part, &take(Some(4), 7), expired),
-        after(&part, &lease(Some(4), 4, 7, "b"), expired),
-        after(&after(&part, &lease(Some(4), 4, 7, "b"), expired), &accept("b", None), expired + 1),
+        after(&part, &lease(&part, 4, 7, "b"), expired),
+        after(&after(&part, &lease(&part, 4, 7, "b"), expired), &accept("b", None), expired + 1),
     ];
     for position in &lost {
         assert_eq!(decide(position, &accept("a", Some(4)), at(expired)), Verdict::Already);
@@ -109,19 +110,25 @@ fn what_was_accepted_of_a_lease_stays_accepted_when_the_rest_is_anothers() {
 
 #[test]
 fn releasing_gives_back_at_once_and_counts() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let release = Intent::Release { holder: holder("a") };
     let free = after(&leased, &release, 1);
     assert_eq!(free.committed, Some(0));
     assert_eq!(decide(&free, &release, at(2)), Verdict::Already);
     assert_eq!(decide(&free, &accept("a", None), at(2)), Verdict::LeaseLost);
-    let again = after(&free, &lease(Some(0), 0, 10, "b"), 2);
+    let before = Position { committed: Some(0), mark: None };
+    assert_eq!(
+        decide(&free, &lease(&before, 0, 10, "b"), at(2)),
+        Verdict::Moved,
+        "its answer would say: the first time"
+    );
+    let again = after(&free, &lease(&free, 0, 10, "b"), 2);
     assert_eq!(again.mark.expect("a mark").deliveries(9), 2);
 }
 
 #[test]
 fn renewing_extends_and_keeping_changes_nothing() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let kept = after(&leased, &Intent::Keep { seen: Some(0), from: 0, renewal: true }, 5);
     assert_eq!(
         kept.mark.as_ref().and_then(|mark| mark.lease.clone()),
@@ -141,7 +148,7 @@ fn renewing_extends_and_keeping_changes_nothing() {
 
 #[test]
 fn a_seek_ends_the_lease_and_begins_to_count_anew() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let part = after(&leased, &accept("a", Some(4)), 1);
     for to in [0, 4, 7, 10, 50] {
         let sought = after(&part, &Intent::Seek { to }, 2);
@@ -152,7 +159,7 @@ fn a_seek_ends_the_lease_and_begins_to_count_anew() {
         for intent in [accept("a", None), accept("a", Some(6)), Intent::Release { holder: holder("a") }] {
             assert_eq!(decide(&sought, &intent, at(3)), Verdict::LeaseLost, "{intent:?} after a seek to {to}");
         }
-        let again = after(&sought, &lease(Some(to), to, to + 1, "b"), 3);
+        let again = after(&sought, &lease(&sought, to, to + 1, "b"), 3);
         assert_eq!(again.mark.expect("a mark").deliveries(to), 1);
     }
     let settled = after(&part, &accept("a", None), 2);
@@ -163,7 +170,7 @@ fn a_seek_ends_the_lease_and_begins_to_count_anew() {
 
 #[test]
 fn a_token_is_its_principal_s() {
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let thief = Holder { principal: Hash::of(&[b"other"]), ..holder("a") };
     for intent in [
         Intent::Accept { holder: thief.clone(), before: None },
@@ -178,7 +185,7 @@ fn a_token_is_its_principal_s() {
 
 #[test]
 fn a_reset_by_other_tools_ends_every_lease() {
-    let leased = after(&Position::default(), &lease(None, 5, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 5, 10, "a"), 0);
     let metadata = leased.mark.as_ref().expect("a mark").to_metadata();
     for (offset, metadata) in [(2, ""), (2, metadata.as_str()), (5, "")] {
         let reset = Position::read(Some(offset), metadata).expect("readable");
@@ -196,7 +203,10 @@ fn nothing_is_based_on_a_position_that_has_moved() {
             decide(&position, &Intent::Take { seen, from: 7, next: 9, without: Ranges::default() }, at(1)),
             Verdict::Moved
         );
-        assert_eq!(decide(&position, &lease(seen, 7, 9, "a"), at(1)), Verdict::Moved);
+        assert_eq!(
+            decide(&position, &lease(&Position { committed: seen, mark: None }, 7, 9, "a"), at(1)),
+            Verdict::Moved
+        );
         assert_eq!(decide(&position, &Intent::Keep { seen, from: 7, renewal: false }, at(1)), Verdict::Moved);
     }
 }
@@ -221,7 +231,7 @@ fn done(position: &Position) -> Vec<i64> {
 #[test]
 fn what_is_rejected_is_settled_and_the_rest_stays_leased() {
     let all: Vec<i64> = (0..10).collect();
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let (middle, letters) = buried(&leased, &reject_of(Some(&[4, 5, 8]), &all), 1);
     assert_eq!((middle.committed, letters, done(&middle)), (Some(0), vec![4, 5, 8], vec![4, 5, 8]));
     assert!(middle.live_lease(2).is_some());
@@ -250,7 +260,7 @@ fn what_is_rejected_is_settled_and_the_rest_stays_leased() {
 #[test]
 fn what_is_left_of_a_lease_after_a_reject_can_be_accepted_or_released() {
     let all: Vec<i64> = (0..10).collect();
-    let leased = after(&Position::default(), &lease(None, 0, 10, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 10, "a"), 0);
     let (tail, _) = buried(&leased, &reject_of(Some(&[7, 8, 9]), &all), 1);
     let whole = after(&tail, &accept("a", Some(7)), 2);
     assert_eq!((whole.committed, whole.live_lease(3)), (Some(10), None), "nothing of it is left");
@@ -258,7 +268,12 @@ fn what_is_left_of_a_lease_after_a_reject_can_be_accepted_or_released() {
     let free = after(&tail, &Intent::Release { holder: holder("a") }, 2);
     assert_eq!((free.committed, done(&free)), (Some(0), vec![7, 8, 9]));
     assert_eq!(decide(&free, &reject_of(Some(&[7]), &all), at(3)), Verdict::LeaseLost);
-    assert_eq!(decide(&free, &lease(Some(0), 0, 9, "b"), at(3)), Verdict::Moved, "they must be left out");
+    let Intent::Lease { seen, from, next, delivered, alone, lease_ms, holder, .. } = lease(&free, 0, 9, "b") else {
+        panic!("a lease")
+    };
+    let without = Ranges::default();
+    let with_them = Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder };
+    assert_eq!(decide(&free, &with_them, at(3)), Verdict::Moved, "they must be left out");
     let without = free.done(0);
     let next = Intent::Take { seen: Some(0), from: 0, next: 7, without };
     assert_eq!(after(&free, &next, 3).committed, Some(10));
@@ -269,7 +284,7 @@ fn what_is_left_of_a_lease_after_a_reject_can_be_accepted_or_released() {
 #[test]
 fn offsets_without_a_record_go_with_their_neighbours() {
     // The marker of a transaction is at 2 and at 4.
-    let leased = after(&Position::default(), &lease(None, 0, 5, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 5, "a"), 0);
     let there = [0, 1, 3];
     let (tail, letters) = buried(&leased, &reject_of(Some(&[3]), &there), 1);
     assert_eq!((letters, done(&tail)), (vec![3], vec![2, 3, 4]));
@@ -282,7 +297,7 @@ fn offsets_without_a_record_go_with_their_neighbours() {
 
 #[test]
 fn a_reject_is_its_holder_s_and_must_fit_into_the_mark() {
-    let leased = after(&Position::default(), &lease(None, 0, 5000, "a"), 0);
+    let leased = after(&Position::default(), &lease(&Position::default(), 0, 5000, "a"), 0);
     let all: Vec<i64> = (0..5000).collect();
     let others = Holder { principal: Hash::of(&[b"other"]), ..holder("a") };
     let theirs = Intent::Reject { holder: others, records: None, there: all.clone(), reason: String::new() };
@@ -291,7 +306,7 @@ fn a_reject_is_its_holder_s_and_must_fit_into_the_mark() {
     assert_eq!(decide(&leased, &reject_of(Some(&scattered), &all), at(1)), Verdict::TooScattered);
     let (_, letters) = buried(&leased, &reject_of(Some(&scattered[..300]), &all), 1);
     assert_eq!(letters.len(), 300);
-    let later = after(&leased, &lease(Some(0), 0, 5, "b"), LEASE_MS + CLOCK_SKEW_MS);
+    let later = after(&leased, &lease(&leased, 0, 5, "b"), LEASE_MS + CLOCK_SKEW_MS);
     assert_eq!(decide(&later, &reject_of(None, &all), at(LEASE_MS + CLOCK_SKEW_MS)), Verdict::LeaseLost);
 }
 
@@ -304,12 +319,12 @@ fn only_what_failed_alone_is_buried() {
     let release = Intent::Release { holder: holder("a") };
     let mut position = Position::default();
     for _ in 0..3 {
-        let leased = after(&position, &lease(position.committed, 0, 5, "a"), 1);
+        let leased = after(&position, &lease(&position, 0, 5, "a"), 1);
         assert_eq!(decide(&leased, &bury(0), at(1)), Verdict::Leased);
         position = after(&leased, &release, 1);
     }
     assert_eq!(decide(&position, &bury(0), at(1)), Verdict::Moved, "it was in company");
-    let alone = after(&after(&position, &lease(Some(0), 0, 1, "a"), 1), &release, 1);
+    let alone = after(&after(&position, &lease(&position, 0, 1, "a"), 1), &release, 1);
     assert_eq!(decide(&alone, &bury(1), at(1)), Verdict::Moved, "its neighbour was not alone");
     let (next, letters) = buried(&alone, &bury(0), 1);
     assert_eq!((next.committed, letters), (Some(1), vec![0]));
