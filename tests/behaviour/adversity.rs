@@ -56,6 +56,21 @@ async fn a_function_that_died_before_it_ended_its_transaction_stops_nobody() {
     assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), Some(10));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_froze_on_a_claim_of_its_own_stops_no_warm_one() {
+    let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
+    fill(&stack.bootstrap(), &topic, 1, 10);
+    let consumer = function("consume").await;
+    assert_eq!(offsets(consume(&consumer, &topic, &group, "&limit=1").await.messages()), [0]);
+    let frozen = transactional(&stack.bootstrap(), &format!("kafka-gateway:1:{topic}:0:{group}"));
+    let raw = raw_consumer(&stack.bootstrap(), &group, &[]);
+    let metadata = raw.group_metadata().expect("metadata");
+    frozen.send_offsets_to_transaction(&at(&topic, 0, 5), &metadata, PATIENCE).expect("sent");
+    assert_eq!(offsets(consume(&consumer, &topic, &group, "").await.messages()), (1..10).collect::<Vec<_>>());
+    assert!(frozen.commit_transaction(PATIENCE).is_err(), "when it thaws, it is fenced");
+    assert_eq!(committed(&stack.bootstrap(), &group, &topic, 0), Some(10));
+}
+
 #[tokio::test]
 async fn a_position_that_a_tool_saved_and_puts_back_counts_at_the_next_call() {
     let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
