@@ -186,8 +186,13 @@ async fn batches_take_what_their_records_take_and_atomic_ones_a_claim() {
     let writes: &[&str] = &["--topic", &topic, "--operation", "Write"];
     let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
     let joins: &[&str] = &["--group", &group, "--operation", "Read"];
-    let (alone, whole_user, reader) =
-        tokio::join!(user(vec![writes]), user(vec![writes, CLAIMS]), user(vec![reads, joins, CLAIMS]));
+    let sees: &[&str] = &["--topic", &elsewhere, "--operation", "Describe"];
+    let (alone, whole_user, onlooker, reader) = tokio::join!(
+        user(vec![writes]),
+        user(vec![writes, CLAIMS]),
+        user(vec![writes, sees, CLAIMS]),
+        user(vec![reads, joins, CLAIMS])
+    );
     let batch = |topics: &[&str], atomic: bool| {
         let records: Vec<Value> = topics.iter().map(|topic| json!({ "topic": topic, "value": "v" })).collect();
         Event::post(PRODUCE_BATCH).json(&json!({ "records": records, "atomic": atomic }))
@@ -205,13 +210,22 @@ async fn batches_take_what_their_records_take_and_atomic_ones_a_claim() {
     let whole = call(&producer, batch(&[&topic, &topic], true)).await.ok();
     assert!(whole["results"][1]["offset"].as_i64() > whole["results"][0]["offset"].as_i64(), "{whole}");
 
+    // Where it may be looked at, Kafka says no only within the transaction, and not of which topic.
+    let producer = function_as("produce-batch", &onlooker, &onlooker).await;
+    let answer = call(&producer, batch(&[&topic, &topic, &elsewhere, &topic], true)).await;
+    assert_eq!((answer.status, answer.code()), (403, "topic_forbidden"), "{answer:?}");
+    let codes: Vec<_> = (0..4).map(|at| answer.body["results"][at]["code"].as_str()).collect();
+    let aborted = Some("transaction_aborted");
+    assert_eq!(codes, [aborted, aborted, Some("topic_forbidden"), aborted], "{answer:?}");
+    call(&producer, batch(&[&topic], true)).await.ok();
+
     let consumer = function_as("consume-batch", &reader, &reader).await;
     let event = |topics: &[&str]| {
         let topics: Vec<Value> = topics.iter().map(|topic| json!({ "topic": topic })).collect();
         Event::post(CONSUME_BATCH).json(&json!({ "group_id": group, "topics": topics }))
     };
     let some = call(&consumer, event(&[&topic, &elsewhere])).await.ok();
-    assert_eq!(some["messages"].as_array().map(Vec::len), Some(3), "{some}");
+    assert_eq!(some["messages"].as_array().map(Vec::len), Some(4), "{some}");
     assert_eq!(some["failed"][0]["code"], "topic_forbidden", "{some}");
     assert_eq!(refused(&consumer, event(&[&elsewhere])).await, forbidden("topic_forbidden"));
 }

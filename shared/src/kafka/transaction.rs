@@ -89,7 +89,7 @@ impl Transactions {
         let mut kept = locked.map_err(|_| Failure::All(Deadline::exceeded()))?;
         match self.attempt(&mut kept, batch, batch.len(), deadline).await {
             // Which one it was, if any, shows where none is sent with others.
-            Err(Failure::Refused(_, error)) if batch.len() > 1 && blames_company(&error) => {
+            Err(Failure::Refused(_, error)) if batch.len() > 1 && (blames_company(&error) || is_of_a_topic(&error)) => {
                 self.attempt(&mut kept, batch, 1, deadline).await
             }
             attempted => attempted,
@@ -209,10 +209,19 @@ async fn send_all(
             }
         }
     }
-    match stopped {
-        None => Ok(receipts.into_iter().flatten().collect()),
-        Some(error) => Err(Failure::All(from_kafka(cause(producer).unwrap_or(error)))),
-    }
+    let Some(error) = stopped else { return Ok(receipts.into_iter().flatten().collect()) };
+    let error = cause(producer).unwrap_or(error);
+    // Where one is sent after the other, it is the first that was not written.
+    let place = receipts.iter().position(Option::is_none).filter(|_| is_of_a_topic(&error));
+    Err(match place {
+        Some(place) => Failure::Refused(place, error),
+        None => Failure::All(from_kafka(error)),
+    })
+}
+
+/// Whether it is the topic of one of the records that the transaction has failed of: Kafka does not say of which one.
+fn is_of_a_topic(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed)
 }
 
 /// Whether librdkafka does not take or send a record because the transaction has failed already.
