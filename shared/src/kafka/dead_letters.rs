@@ -20,6 +20,9 @@ use crate::names::TopicName;
 /// How long one question to the cluster may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The most that `max.message.bytes` can be.
+const LARGEST: u64 = i32::MAX as u64;
+
 /// How long a topic that was just made is waited for.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -91,7 +94,7 @@ impl DeadLetters {
                     return Ok(partitions);
                 }
                 Err(error) if error.code() == Code::TopicNotFound && !made => {
-                    create(admin, origin, letters, left)?;
+                    create(admin, origin, letters, until)?;
                     made = true;
                 }
                 Err(error) if !matches!(error.code(), Code::TopicNotFound | Code::BrokerUnavailable) => {
@@ -126,10 +129,13 @@ fn create(
     admin: &Client<AdminClient<Context>>,
     origin: &TopicName,
     letters: &TopicName,
-    patience: Duration,
+    until: Instant,
 ) -> Result<(), Error> {
-    let largest = largest(admin, origin, patience)?.map(|bytes| (bytes + HEADERS_BYTES as u64).to_string());
-    let partitions = partitions(admin, origin, patience)?;
+    // Three requests, one after the other.
+    let patience = || until.saturating_duration_since(Instant::now()).min(PATIENCE);
+    let largest =
+        largest(admin, origin, patience())?.map(|bytes| (bytes + HEADERS_BYTES as u64).min(LARGEST).to_string());
+    let partitions = partitions(admin, origin, patience())?;
     // As many replicas as the cluster gives a topic by itself (KIP-464).
     let mut topic = NewTopic::new(letters.as_str(), partitions, TopicReplication::Fixed(-1));
     // Whatever the cluster does with a topic by itself.
@@ -139,7 +145,8 @@ fn create(
     if let Some(largest) = &largest {
         topic = topic.set("max.message.bytes", largest);
     }
-    let options = AdminOptions::new().request_timeout(Some(patience)).operation_timeout(Some(patience));
+    let patience = Some(patience());
+    let options = AdminOptions::new().request_timeout(patience).operation_timeout(patience);
     let created = Handle::current().block_on(admin.create_topics([&topic], &options));
     let created = created.map_err(|error| admin.unreachable(error))?;
     match created.into_iter().next() {

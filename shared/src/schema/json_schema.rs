@@ -3,7 +3,7 @@
 //! A schema can refer to the references that are registered with it, and to nothing else: nothing is fetched or opened.
 
 use jsonschema::error::ValidationErrorKind as Kind;
-use jsonschema::{Retrieve, Uri, ValidationError, Validator};
+use jsonschema::{Draft, Retrieve, Uri, ValidationError, Validator};
 use serde_json::Value;
 
 use super::members::unambiguous;
@@ -21,8 +21,13 @@ impl JsonSchema {
     pub(super) fn parse(text: &str, references: &[Reference]) -> Result<Self, BoxError> {
         let named = |reference: &Reference| Ok((reference.name.clone(), serde_json::from_str(&reference.schema)?));
         let references = References(references.iter().map(named).collect::<Result<_, BoxError>>()?);
-        let validator = jsonschema::options().with_retriever(references).build(&serde_json::from_str(text)?);
-        Ok(Self(validator.map_err(|error| error.to_string())?))
+        let schema: Value = serde_json::from_str(text)?;
+        let mut options = jsonschema::options().with_retriever(references);
+        // What does not say of which draft it is: Confluent's and Apicurio's Java libraries read it so.
+        if schema.get("$schema").is_none() {
+            options = options.with_draft(Draft::Draft7);
+        }
+        Ok(Self(options.build(&schema).map_err(|error| error.to_string())?))
     }
 
     /// What is wrong with a JSON text.
@@ -43,7 +48,8 @@ impl Retrieve for References {
     fn retrieve(&self, uri: &Uri<String>) -> Result<Value, BoxError> {
         // A relative name has been resolved against the schema's own by now.
         let means = |name: &str| uri.as_str() == name || uri.as_str().ends_with(&format!("/{name}"));
-        let found = self.0.iter().find(|(name, _)| means(name));
+        // Of `item.json` and `v2/item.json` the longer one, if both could be meant.
+        let found = self.0.iter().filter(|(name, _)| means(name)).max_by_key(|(name, _)| name.len());
         found.map(|(_, schema)| schema.clone()).ok_or_else(|| "no reference of this name is registered".into())
     }
 }
@@ -140,9 +146,24 @@ mod tests {
             assert!(schema.check(r#"{"id":1}"#).is_ok());
             assert!(schema.check(r#"{"id":"x"}"#).is_err());
         }
+        let strict = Reference { name: "v2/id.json".into(), schema: r#"{"type":"string"}"#.into() };
+        for (name, fits) in [("id.json", "1"), ("v2/id.json", "\"x\"")] {
+            let both = [reference.clone(), strict.clone()];
+            let schema = JsonSchema::parse(&format!(r#"{{"$ref":"{name}"}}"#), &both).expect("a schema");
+            assert!(schema.check(fits).is_ok(), "{name}");
+        }
         for unknown in ["other.json", "http://127.0.0.1:1/x.json", "file:///etc/hostname"] {
             assert!(JsonSchema::parse(&format!(r#"{{"$ref":"{unknown}"}}"#), &[]).is_err(), "{unknown}");
         }
+    }
+
+    #[test]
+    fn a_schema_of_no_draft_is_of_draft_7() {
+        let positions = r#""properties":{"a":{"items":[{"type":"integer"}]}}"#;
+        let older = JsonSchema::parse(&format!("{{{positions}}}"), &[]).expect("a schema");
+        assert!(older.check(r#"{"a":[1]}"#).is_ok() && older.check(r#"{"a":["x"]}"#).is_err());
+        let newest = "https://json-schema.org/draft/2020-12/schema";
+        assert!(JsonSchema::parse(&format!(r#"{{"$schema":"{newest}",{positions}}}"#), &[]).is_err());
     }
 
     #[test]
