@@ -1,5 +1,5 @@
-//! What the template grants each function on MSK is enough: the same on Kafka's own authorizer, and each does all that it is
-//! for. (That it is no more than that: `acl`, for what Kafka tells apart.)
+//! What the template grants each function on MSK is enough: the same on Kafka's own authorizer, and each does what it is
+//! for (docs/operations.md names what is not tried). (That it is no more than that: `acl`, for what Kafka tells apart.)
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -9,9 +9,9 @@
 //!
 //! Every decision is made by `kafka::decide::decide`, on real positions, marks, intents and stamps, and every mark goes
 //! through its metadata string and back (see [`values`]). What needs a real Kafka is written here once more, step by step:
-//! the order of steps of `handover::Slot::step` and `take`, the look and the claim of a blocked look of
-//! `consume::session`, the repetition of `acknowledge`, and what `claim::Claim::settle` and `confirm` do with what the shipped
-//! `Position::shows` tells them.
+//! the order of steps of `handover::Slot::step` and `take`, the look of `consume::session`, the claim that ends a blocked look
+//! (`Slot::unblock`, which redrives and burials use), the repetition of `acknowledge`, and what `claim::Claim::settle` and
+//! `confirm` do with what the shipped `Position::shows` tells them.
 //!
 //! # What is Kafka's
 //!

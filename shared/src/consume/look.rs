@@ -108,9 +108,10 @@ impl Session {
             match (position, end, start) {
                 (Ok(position), Ok(end), Ok(start)) => {
                     // What a settled look shows is all there is: a tool may have put an older position back.
-                    let position = match settled {
-                        true => position,
-                        false => self.parts.consumers.newest(&self.topics[at.0].from, at.1, position),
+                    let position = if settled {
+                        position
+                    } else {
+                        self.parts.consumers.newest(&self.topics[at.0].from, at.1, position)
                     };
                     let from = position.committed.or(start).unwrap_or(end);
                     seen.push(Seen { at, position, from, end });

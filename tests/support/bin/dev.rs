@@ -56,7 +56,9 @@ async fn serve(stack: &Stack, gateway: &Gateway) -> Result<()> {
         create_topic(stack, "demo"),
         create_topic(stack, "audit"),
         // Those that the page's examples speak of.
+        create_topic(stack, "archive"),
         create_topic(stack, "orders"),
+        create_topic(stack, "orders-avro"),
         create_topic(stack, "orders.dlq"),
         gateway.answers("POST", "/kafka/producer/produce"),
         gateway.answers("POST", "/kafka/producer/produce/batch"),
