@@ -82,11 +82,12 @@ fn table(report: &Report) -> String {
 
 fn put_sentences(report: &Report, text: &mut String) {
     let held = |function| report.resident(function, 10_000);
-    if let (Some(produce), Some(consume), Some(usual)) = (held("produce"), held("consume"), held("FastAPI + aiokafka"))
-    {
+    let both = held("consume").zip(held("consume, leases of 100"));
+    if let (Some(produce), Some((consume, leases)), Some(usual)) = (held("produce"), both, held("FastAPI + aiokafka")) {
         let _ = writeln!(
             text,
-            "Memory after 10,000 requests: `produce` {produce:.0} MiB, `consume` {consume:.0} MiB, FastAPI {usual:.0} MiB."
+            "Memory after 10,000 requests: `produce` {produce:.0} MiB, `consume` {consume:.0} MiB (with leases of 100 records \
+             {leases:.0} MiB), FastAPI {usual:.0} MiB."
         );
     }
     let rate = |subject| report.row("one group, 4 partitions", subject)?.per_second;
