@@ -61,6 +61,8 @@ impl Seen {
 struct Bounds {
     partitions: Vec<At>,
     positions: Positions,
+    /// Whether no commit was pending in any of them.
+    stable: bool,
     ends: Offsets,
     starts: Option<Offsets>,
 }
@@ -100,15 +102,15 @@ impl Session {
     async fn look_once(&self, learned: &mut Learned, settled: bool) -> Result<Vec<Seen>, Error> {
         // What will not change is not asked again in this call.
         learned.unseen.retain(|_, error| !error.code().retryable());
-        let Bounds { partitions, positions, ends, starts } = self.bounds(learned, settled).await?;
+        let Bounds { partitions, positions, stable, ends, starts } = self.bounds(learned, settled).await?;
         let (mut seen, mut failed) = (Vec::with_capacity(partitions.len()), BTreeMap::new());
         let mut starts = starts.map(Vec::into_iter);
         for ((at, position), end) in partitions.into_iter().zip(positions).zip(ends) {
             let start = starts.as_mut().and_then(Iterator::next).transpose();
             match (position, end, start) {
                 (Ok(position), Ok(end), Ok(start)) => {
-                    // What a settled look shows is all there is: a tool may have put an older position back.
-                    let position = if settled {
+                    // A stable one is the newest: a tool may have put an older one back.
+                    let position = if stable {
                         position
                     } else {
                         self.parts.consumers.newest(&self.topics[at.0].from, at.1, position)
@@ -160,10 +162,10 @@ impl Session {
         })
         .await?;
         learned.unseen.extend(unknown);
-        let positions = positions?;
+        let (positions, stable) = positions?;
         let is_new = |position: &Position| position.committed.is_none();
         if self.terms.latest || !positions.iter().flatten().any(is_new) {
-            return Ok(Bounds { partitions, positions, ends, starts: None });
+            return Ok(Bounds { partitions, positions, stable, ends, starts: None });
         }
         let names: Vec<_> = partitions.iter().map(|at| (self.topic(*at).clone(), at.1)).collect();
         let group = Arc::clone(&self.group);
@@ -172,7 +174,7 @@ impl Session {
             group.starts(&places, until.saturating_duration_since(Instant::now()))
         });
         let starts = Some(starts.await?);
-        Ok(Bounds { partitions, positions, ends, starts })
+        Ok(Bounds { partitions, positions, stable, ends, starts })
     }
 }
 

@@ -241,27 +241,33 @@ impl Group {
 
     /// The same to look around by: it does not wait until nothing is pending. In a group that many functions consume from,
     /// a commit is pending in some partition at almost any time, and librdkafka would ask again for all of them until it
-    /// meets a moment when none is. What a glance shows is the position before what is pending.
-    pub fn glance(&self, places: &[Place<'_>], patience: Duration) -> Result<Positions, Error> {
+    /// meets a moment when none is. What a glance shows is the position before what is pending. Also says whether they are
+    /// stable, with nothing pending.
+    pub fn glance(&self, places: &[Place<'_>], patience: Duration) -> Result<(Positions, bool), Error> {
         if self.glances() {
-            return self.as_they_are(places, patience);
+            return Ok((self.as_they_are(places, patience)?, false));
         }
         let pending = if self.found.load(Ordering::Relaxed) { PENDING } else { FINDING };
         self.settled(places, pending, patience)
     }
 
     /// The positions, with what was committed within the last milliseconds, if there is a moment without pending commits
-    /// before so much time is over; otherwise as they are. What is pending for longer was left behind by a function that is
+    /// before so much time is over; otherwise as they are, which is said. What is pending for longer was left behind by a function that is
     /// dead or frozen.
-    pub fn settled(&self, places: &[Place<'_>], pending: Duration, patience: Duration) -> Result<Positions, Error> {
+    pub fn settled(
+        &self,
+        places: &[Place<'_>],
+        pending: Duration,
+        patience: Duration,
+    ) -> Result<(Positions, bool), Error> {
         let begun = Instant::now();
         match self.positions(places, patience.min(pending)) {
             // It may as well be that nobody answers; then this fails too.
             Err(error) if error.code() == Code::BrokerUnavailable => {
                 self.glancing_until.store(now_ms() + GLANCING_MS, Ordering::Relaxed);
-                self.as_they_are(places, patience.saturating_sub(begun.elapsed()))
+                Ok((self.as_they_are(places, patience.saturating_sub(begun.elapsed()))?, false))
             }
-            read => read,
+            read => Ok((read?, true)),
         }
     }
 

@@ -44,7 +44,7 @@ pub fn measure(group: &Group, topics: &[(TopicName, i32)], named: bool, until: I
     group.drain_events();
     let places: Vec<Place<'_>> =
         topics.iter().flat_map(|(topic, count)| (0..*count).map(move |partition| (topic, partition))).collect();
-    let positions: Vec<Position> = group.settled(&places, PENDING, left())?.into_iter().collect::<Result<_, _>>()?;
+    let positions: Vec<Position> = group.settled(&places, PENDING, left())?.0.into_iter().collect::<Result<_, _>>()?;
     let mut found: Vec<(Place<'_>, Position)> = places.iter().copied().zip(positions).collect();
     if !named {
         let has_position =
