@@ -4,7 +4,7 @@
 //! the commit. Nothing else moves a position. The model in `tests` explores every interleaving of steps through this very
 //! function.
 
-use super::position::{End, Holder, Lease, Mark, Position, Settled, Stamp};
+use super::position::{Holder, Lease, Mark, Position, Stamp};
 use super::ranges::Ranges;
 
 /// How far the wall clocks of two sandboxes may lie apart. A lease is taken over only this long after it has expired by
@@ -148,7 +148,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
-            Verdict::Commit(Box::new(taking_over(mark, *from, stamp).passing(*next)))
+            Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).ending(mark).passing(*next)))
         }
         Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
@@ -159,7 +159,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }
             let until = stamp.now.saturating_add(*lease_ms);
             let lease = Lease { end: *next, until, holder: holder.clone(), partly: false };
-            let mark = taking_over(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
+            let mark = Mark::next(mark, *from, stamp).ending(mark).delivering(*next, *alone).with_lease(lease);
             Verdict::Commit(Box::new(mark))
         }
         Intent::Bury { seen, record, most } => {
@@ -170,7 +170,8 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if !position.known(*record).is_some_and(|mark| !mark.is_done(*record) && mark.is_hopeless(*record, *most)) {
                 return Verdict::Moved;
             }
-            let buried = taking_over(mark, position.committed.unwrap_or(*record), stamp).passing(*record + 1);
+            let next = Mark::next(mark, position.committed.unwrap_or(*record), stamp).ending(mark);
+            let buried = next.passing(*record + 1);
             Verdict::Bury(Box::new(buried), vec![*record])
         }
         Intent::Keep { seen, from, renewal } => {
@@ -185,16 +186,12 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }))
         }
         Intent::Accept { holder, before } => {
-            let lease = match own_lease(position, holder, End::Accepted) {
+            let lease = match own_lease(position, holder, true) {
                 Ok(lease) => lease,
-                // That much of it was accepted before the rest was released, or taken by others.
-                Err(Verdict::LeaseLost)
-                    if before
-                        .is_some_and(|before| ended(position, holder).is_some_and(|lease| lease.reached(before))) =>
-                {
-                    return Verdict::Already;
+                Err(verdict) => {
+                    let reached = |before| mark.is_some_and(|mark| mark.reached(holder, before));
+                    return if before.is_some_and(reached) { Verdict::Already } else { verdict };
                 }
-                Err(verdict) => return verdict,
             };
             let (offset, end) = (position.committed.unwrap_or(lease.end), lease.end);
             let before = before.unwrap_or(end);
@@ -208,14 +205,14 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Verdict::Commit(Box::new(going_on(Mark::next(mark, offset, stamp).passing(before), &lease)))
         }
         Intent::Reject { holder, records, there, .. } => reject(position, holder, records.as_deref(), there, stamp),
-        Intent::Release { holder } => match own_lease(position, holder, End::Released) {
+        Intent::Release { holder } => match own_lease(position, holder, false) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
-                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(lease, End::Released, offset)))
+                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).ending(mark).settling(holder.clone(), false)))
             }
             Err(verdict) => verdict,
         },
-        Intent::Renew { holder, lease_ms } => match own_lease(position, holder, End::Accepted) {
+        Intent::Renew { holder, lease_ms } => match own_lease(position, holder, true) {
             Ok(lease) => {
                 let renewed = Lease { until: stamp.now.saturating_add(*lease_ms), ..lease.clone() };
                 let offset = position.committed.unwrap_or(lease.end);
@@ -224,24 +221,13 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Err(Verdict::Already) => Verdict::LeaseLost,
             Err(verdict) => verdict,
         },
-        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp))),
+        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp).ending(mark))),
     }
 }
 
 /// The same mark, with what is left of a lease; or with that settled, if nothing is left.
 fn going_on(mark: Mark, lease: &Lease) -> Mark {
-    let offset = mark.offset;
-    if offset >= lease.end { mark.settling(lease, End::Accepted, offset) } else { mark.with_lease(lease.clone()) }
-}
-
-/// The mark of a commit at `offset` that ends a lease whose time is up: what was accepted of it is remembered, for a holder
-/// who asks again.
-fn taking_over(mark: Option<&Mark>, offset: i64, stamp: Stamp) -> Mark {
-    let next = Mark::next(mark, offset, stamp);
-    match mark.and_then(|mark| Some((mark.offset, mark.lease.as_ref()?))) {
-        Some((reached, lease)) if lease.partly => next.settling(lease, End::Lost, reached),
-        _ => next,
-    }
+    if mark.offset >= lease.end { mark.settling(lease.holder.clone(), true) } else { mark.with_lease(lease.clone()) }
 }
 
 /// Settles `records` of a lease, of which those are written as dead letters that are `there`.
@@ -250,7 +236,7 @@ fn reject(position: &Position, holder: &Holder, records: Option<&[i64]>, there: 
     if position.mark.as_ref().is_some_and(|mark| mark.remembers(&reject)) {
         return Verdict::Already;
     }
-    let lease = match own_lease(position, holder, End::Accepted) {
+    let lease = match own_lease(position, holder, true) {
         Ok(lease) => lease,
         // Settled otherwise: there will be no letter.
         Err(Verdict::Already) => return Verdict::LeaseLost,
@@ -299,22 +285,17 @@ fn not_free(position: &Position, seen: Option<i64>, stamp: Stamp) -> Option<Verd
 }
 
 /// The lease of this holder. It counts for as long as nobody else has taken the records, expired or not. `Already`, if
-/// it ended in that way before.
-fn own_lease<'a>(position: &'a Position, holder: &Holder, end: End) -> Result<&'a Lease, Verdict> {
-    let lease = position.mark.as_ref().and_then(|mark| mark.lease.as_ref());
-    if let Some(lease) = lease.filter(|lease| lease.holder.token == holder.token) {
-        return if lease.holder == *holder { Ok(lease) } else { Err(Verdict::NotTheirs) };
+/// it was settled in that way before.
+fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Result<&'a Lease, Verdict> {
+    let mark = position.mark.as_ref().ok_or(Verdict::LeaseLost)?;
+    if mark.holder(&holder.token).is_some_and(|known| known != holder) {
+        return Err(Verdict::NotTheirs);
     }
-    Err(match ended(position, holder) {
-        Some(settled) if settled.holder != *holder => Verdict::NotTheirs,
-        Some(settled) if settled.end() == end => Verdict::Already,
-        _ => Verdict::LeaseLost,
-    })
-}
-
-/// What is remembered of the lease with a holder's token.
-fn ended<'a>(position: &'a Position, holder: &Holder) -> Option<&'a Settled> {
-    position.mark.as_ref()?.settled(&holder.token)
+    if let Some(lease) = mark.lease.as_ref().filter(|lease| lease.holder == *holder) {
+        return Ok(lease);
+    }
+    let settled = mark.settled(&holder.token).is_some_and(|settled| settled.accepted == accepting);
+    Err(if settled { Verdict::Already } else { Verdict::LeaseLost })
 }
 
 #[cfg(test)]

@@ -103,46 +103,26 @@ pub struct Lease {
     pub partly: bool,
 }
 
-/// How a lease ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Nothing of it is left, since its records were accepted (or rejected).
-    Accepted,
-    /// Its holder gave it back.
-    Released,
-    /// Others took its records when its time was up.
-    Lost,
-}
-
-/// A lease that is over, and of which its holder may ask again.
+/// A lease that is over by its holder's own word.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settled {
     /// Who held it.
     #[serde(flatten)]
     pub holder: Holder,
+    /// Whether nothing of it is left, since its records were accepted (or rejected); otherwise it was released.
     #[serde(rename = "a")]
-    accepted: bool,
-    #[serde(rename = "l", default, skip_serializing_if = "std::ops::Not::not")]
-    lost: bool,
-    /// Where the records end that were accepted, if it ended with a part of them.
-    #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
-    before: Option<i64>,
+    pub accepted: bool,
 }
 
-impl Settled {
-    /// How it ended.
-    pub fn end(&self) -> End {
-        match (self.lost, self.accepted) {
-            (true, _) => End::Lost,
-            (false, true) => End::Accepted,
-            (false, false) => End::Released,
-        }
-    }
-
-    /// Whether it had been accepted up to this offset.
-    pub fn reached(&self, offset: i64) -> bool {
-        self.before.is_some_and(|before| offset <= before)
-    }
+/// A lease of which a part was accepted, when the rest was released, or taken by others, or the position was set. A version
+/// that does not know these drops them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Part {
+    #[serde(flatten)]
+    holder: Holder,
+    /// Where the records end that were accepted.
+    #[serde(rename = "b")]
+    before: i64,
 }
 
 /// What the gateway notes beside a committed offset.
@@ -177,9 +157,12 @@ pub struct Mark {
     /// version that does not know them would hand them out again, so only here the mark is of the newer one.
     #[serde(default, skip_serializing_if = "Ranges::is_empty")]
     done: Ranges,
-    /// The last leases that their holders have settled, at least a part of each, newest first.
+    /// The last leases that their holders have settled, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settled: Vec<Settled>,
+    /// The last leases that ended when a part of them was accepted, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
     /// The last rejects (see [`Holder::rejection`]), newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rejects: Vec<Hash>,
@@ -233,6 +216,7 @@ impl Mark {
             alone: None,
             done: Ranges::default(),
             settled: before.map(|mark| mark.settled.clone()).unwrap_or_default(),
+            parts: before.map(|mark| mark.parts.clone()).unwrap_or_default(),
             rejects: before.map(|mark| mark.rejects.clone()).unwrap_or_default(),
             settles: false,
         }
@@ -299,18 +283,40 @@ impl Mark {
         self
     }
 
-    /// The same mark, with the lease at an end, when the position was at `reached`.
+    /// The same mark, with a lease settled.
     #[must_use]
-    pub fn settling(mut self, lease: &Lease, end: End, reached: i64) -> Self {
-        let (accepted, lost) = (end == End::Accepted, end == End::Lost);
-        let before = (lease.partly && !accepted).then_some(reached);
-        self.settled.insert(0, Settled { holder: lease.holder.clone(), accepted, lost, before });
+    pub fn settling(mut self, holder: Holder, accepted: bool) -> Self {
+        self.settled.insert(0, Settled { holder, accepted });
         self.settled.truncate(SETTLED);
-        self.settles = !lost;
+        self.settles = true;
         self
     }
 
-    /// How the lease with this token ended, if that is still remembered.
+    /// The same mark, which ends the lease of the one before it: if a part of that was accepted, that is remembered.
+    #[must_use]
+    pub fn ending(mut self, before: Option<&Self>) -> Self {
+        if let Some((lease, before)) = before.and_then(|mark| Some((mark.lease.as_ref()?, mark.offset)))
+            && lease.partly
+        {
+            self.parts.insert(0, Part { holder: lease.holder.clone(), before });
+            self.parts.truncate(SETTLED);
+        }
+        self
+    }
+
+    /// Whether a lease that is over had been accepted up to this offset by its holder, if that is still remembered.
+    pub fn reached(&self, holder: &Holder, offset: i64) -> bool {
+        self.parts.iter().any(|part| part.holder == *holder && offset <= part.before)
+    }
+
+    /// Who holds the lease with this token, or held it, if that is still remembered.
+    pub fn holder(&self, token: &Hash) -> Option<&Holder> {
+        let live = self.lease.iter().map(|lease| &lease.holder);
+        let over = self.settled.iter().map(|settled| &settled.holder).chain(self.parts.iter().map(|part| &part.holder));
+        live.chain(over).find(|holder| holder.token == *token)
+    }
+
+    /// How the lease with this token was settled, if that is still remembered.
     pub fn settled(&self, token: &Hash) -> Option<&Settled> {
         self.settled.iter().find(|settled| settled.holder.token == *token)
     }
@@ -462,8 +468,7 @@ mod tests {
     fn a_mark_survives_its_string_and_remembers_a_few_commits() {
         let mut mark = Mark::next(None, 5, stamp(1));
         for nonce in 2..=18 {
-            let end = if nonce % 2 == 0 { End::Accepted } else { End::Released };
-            mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(&lease(&nonce.to_string()), end, 5);
+            mark = Mark::next(Some(&mark), 5, stamp(nonce)).settling(holder(&nonce.to_string()), nonce % 2 == 0);
         }
         mark = mark.with_lease(lease("live")).delivering(9, None);
         let read = Position::read(Some(5), &mark.to_metadata()).expect("readable");
@@ -472,7 +477,7 @@ mod tests {
         assert_eq!(included, [false, false, true, true]);
         assert_eq!(mark.latest(), Some(18));
         assert!(!mark.remembers_all());
-        assert_eq!(mark.settled(&holder("18").token).map(Settled::end), Some(End::Accepted));
+        assert_eq!(mark.settled(&holder("18").token).map(|settled| settled.accepted), Some(true));
         assert_eq!(mark.settled(&holder("2").token), None);
     }
 
@@ -482,7 +487,8 @@ mod tests {
         let mut mark = Mark::next(None, i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX });
         for _ in 0..REMEMBERED {
             mark = Mark::next(Some(&mark), i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX })
-                .settling(&longest, End::Lost, i64::MAX);
+                .ending(Some(&mark.clone().with_lease(longest.clone())))
+                .settling(holder("x"), false);
         }
         mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
         mark = mark.renewing().with_lease(longest.clone());

@@ -156,6 +156,7 @@ fn a_seek_ends_the_lease_and_begins_to_count_anew() {
         assert_eq!((sought.committed, &mark.lease), (Some(to), &None));
         assert!((0..60).all(|offset| mark.deliveries(offset) == 0), "delivered anew");
         assert!(mark.includes(1) && mark.includes(2), "who lost an answer before still learns how it ended");
+        assert_eq!(decide(&sought, &accept("a", Some(4)), at(3)), Verdict::Already, "that part was accepted");
         for intent in [accept("a", None), accept("a", Some(6)), Intent::Release { holder: holder("a") }] {
             assert_eq!(decide(&sought, &intent, at(3)), Verdict::LeaseLost, "{intent:?} after a seek to {to}");
         }
