@@ -340,10 +340,8 @@ impl Producer {
         }
         // A topic that is being made may take this long; half of the time is left for the record.
         let creation = deadline.within(deadline.left() / 2);
-        let mut last = None;
         let partitions = loop {
-            // What Kafka said last says more than that the time ran out.
-            let patience = deadline.require().map_err(|exceeded| last.take().unwrap_or(exceeded))?;
+            let patience = deadline.require()?;
             let (client, name) = (self.client(), topic.clone());
             let asked = tokio::task::spawn_blocking(move || partition_count(&client, &name, patience));
             match asked.await.map_err(Error::internal)? {
@@ -353,7 +351,6 @@ impl Producer {
                     if error.code() == Code::BrokerUnavailable && deadline.left() > Duration::from_millis(100)
                         || self.auto_create && error.code() == Code::TopicNotFound && !creation.left().is_zero() =>
                 {
-                    last = Some(error);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(error) => return Err(error),

@@ -8,6 +8,7 @@
 //! A producer serves one transaction after another, and is dropped after anything that did not end well: what state it is
 //! in then is not worth knowing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -88,8 +89,14 @@ impl Transactions {
         let locked = tokio::time::timeout_at(deadline.instant(), self.producer.lock()).await;
         let mut kept = locked.map_err(|_| Failure::All(Deadline::exceeded()))?;
         match self.attempt(&mut kept, batch, batch.len(), deadline).await {
+            Err(Failure::Refused(_, error)) if is_of_a_topic(&error) => {
+                Err(match self.refused_topic(batch, deadline).await {
+                    Some(place) => Failure::Refused(place, error),
+                    None => Failure::All(from_kafka(error)),
+                })
+            }
             // Which one it was, if any, shows where none is sent with others.
-            Err(Failure::Refused(_, error)) if batch.len() > 1 && (blames_company(&error) || is_of_a_topic(&error)) => {
+            Err(Failure::Refused(_, error)) if batch.len() > 1 && blames_company(&error) => {
                 self.attempt(&mut kept, batch, 1, deadline).await
             }
             attempted => attempted,
@@ -121,6 +128,25 @@ impl Transactions {
                 abort(producer, deadline).await;
                 Err(failure)
             }
+        }
+    }
+
+    /// The first record of the topic that Kafka refuses: in another transaction, one record of each topic is sent after the
+    /// other, and none of them is kept.
+    async fn refused_topic(&self, batch: &Batch<'_>, deadline: Deadline) -> Option<usize> {
+        let mut seen = HashSet::new();
+        let places: Vec<usize> = (0..batch.len()).filter(|place| seen.insert(batch[*place].0.topic())).collect();
+        if let [only] = places[..] {
+            return Some(only);
+        }
+        let firsts: Vec<_> = places.iter().map(|place| batch[*place]).collect();
+        let producer = self.make(firsts.first()?.0.topic(), deadline).await.ok()?;
+        producer.begin_transaction().ok()?;
+        let sent = send_all(&producer, &firsts, 1, deadline.within(deadline.left() / 2)).await;
+        abort(producer, deadline).await;
+        match sent {
+            Err(Failure::Refused(at, _)) => Some(places[at]),
+            _ => None,
         }
     }
 
