@@ -66,7 +66,8 @@ impl Writer {
             results[place] = Some(result);
         }
         let result = |(encoded, result): (Result<NewRecord, Error>, Option<_>)| {
-            encoded.and_then(|_| result.unwrap_or_else(|| Err(Error::internal("nothing was said of it"))))
+            let result = encoded.and_then(|_| result.unwrap_or_else(|| Err(Error::internal("nothing was said of it"))));
+            result.map_err(outcome)
         };
         encoded.into_iter().zip(results).map(result).collect()
     }
@@ -189,6 +190,12 @@ fn by_topic<'a>(wanted: &'a [Result<Wanted<'_>, Error>], encoded: &'a [Result<Ne
         }
     }
     topics.into_values().collect()
+}
+
+/// What becomes of a record says every 504, also where the time ran out before the record was sent.
+fn outcome(error: Error) -> Error {
+    let open = error.code() == Code::DeadlineExceeded && !error.members().contains_key("outcome");
+    if open { error.with("outcome", "unknown") } else { error }
 }
 
 fn aborted() -> Error {
