@@ -44,6 +44,8 @@ pub(super) async fn served() -> &'static Served {
             ("KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()),
             ("SCHEMA_REGISTRY_URL", registry),
             ("LAG_MONITOR_GROUPS", "demo-group=demo"),
+            // On a busy machine a broker may take longer than the usual ten seconds to delete a topic.
+            ("KAFKA_REQUEST_TIMEOUT_MS", "29000"),
         ];
         let gateway = stack.gateway(&more).await;
         for (path, method) in watched().into_keys().filter(|(path, _)| !path.contains('{')) {
