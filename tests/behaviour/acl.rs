@@ -182,15 +182,17 @@ async fn batches_take_what_their_records_take_and_atomic_ones_a_claim() {
     let server = secured().await.broker().bootstrap();
     let (topic, group) = (topic_on(&server, 1, &[]).await, unique("group"));
     let elsewhere = topic_on(&server, 1, &[]).await;
+    let compacted = topic_on(&server, 1, &[("cleanup.policy", "compact")]).await;
     fill(&server, &elsewhere, 1, 1);
     let writes: &[&str] = &["--topic", &topic, "--operation", "Write"];
+    let compacts: &[&str] = &["--topic", &compacted, "--operation", "Write"];
     let reads: &[&str] = &["--topic", &topic, "--operation", "Read"];
     let joins: &[&str] = &["--group", &group, "--operation", "Read"];
     let sees: &[&str] = &["--topic", &elsewhere, "--operation", "Describe"];
     let (alone, whole_user, onlooker, reader) = tokio::join!(
         user(vec![writes]),
         user(vec![writes, CLAIMS]),
-        user(vec![writes, sees, CLAIMS]),
+        user(vec![writes, compacts, sees, CLAIMS]),
         user(vec![reads, joins, CLAIMS])
     );
     let batch = |topics: &[&str], atomic: bool| {
@@ -217,6 +219,10 @@ async fn batches_take_what_their_records_take_and_atomic_ones_a_claim() {
     let codes: Vec<_> = (0..4).map(|at| answer.body["results"][at]["code"].as_str()).collect();
     let aborted = Some("transaction_aborted");
     assert_eq!(codes, [aborted, aborted, Some("topic_forbidden"), aborted], "{answer:?}");
+    // A record with a fault of its own keeps that, whatever stopped the transaction first.
+    let answer = call(&producer, batch(&[&compacted, &elsewhere], true)).await;
+    assert_eq!((answer.status, answer.code()), (422, "unprocessable_record"), "{answer:?}");
+    assert_eq!(answer.body["results"][1]["code"], "transaction_aborted", "{answer:?}");
     call(&producer, batch(&[&topic], true)).await.ok();
 
     let consumer = function_as("consume-batch", &reader, &reader).await;

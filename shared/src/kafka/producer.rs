@@ -352,6 +352,9 @@ impl Producer {
                         || self.auto_create && error.code() == Code::TopicNotFound && !creation.left().is_zero() =>
                 {
                     tokio::time::sleep(Duration::from_millis(50)).await;
+                    if deadline.left().is_zero() {
+                        return Err(error);
+                    }
                 }
                 Err(error) => return Err(error),
             }

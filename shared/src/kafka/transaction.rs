@@ -89,12 +89,7 @@ impl Transactions {
         let locked = tokio::time::timeout_at(deadline.instant(), self.producer.lock()).await;
         let mut kept = locked.map_err(|_| Failure::All(Deadline::exceeded()))?;
         match self.attempt(&mut kept, batch, batch.len(), deadline).await {
-            Err(Failure::Refused(_, error)) if is_of_a_topic(&error) => {
-                Err(match self.refused_topic(batch, deadline).await {
-                    Some(place) => Failure::Refused(place, error),
-                    None => Failure::All(from_kafka(error)),
-                })
-            }
+            Err(Failure::Refused(_, error)) if is_of_a_topic(&error) => Err(self.blamed(batch, error, deadline).await),
             // Which one it was, if any, shows where none is sent with others.
             Err(Failure::Refused(_, error)) if batch.len() > 1 && blames_company(&error) => {
                 self.attempt(&mut kept, batch, 1, deadline).await
@@ -131,22 +126,26 @@ impl Transactions {
         }
     }
 
-    /// The first record of the topic that Kafka refuses: in another transaction, one record of each topic is sent after the
-    /// other, and none of them is kept.
-    async fn refused_topic(&self, batch: &Batch<'_>, deadline: Deadline) -> Option<usize> {
+    /// Which record it is whose topic Kafka refuses: in another transaction, one record of each topic is sent after the other,
+    /// and none of them is kept. Where that does not show it, all have the error.
+    async fn blamed(&self, batch: &Batch<'_>, error: KafkaError, deadline: Deadline) -> Failure {
         let mut seen = HashSet::new();
         let places: Vec<usize> = (0..batch.len()).filter(|place| seen.insert(batch[*place].0.topic())).collect();
-        if let [only] = places[..] {
-            return Some(only);
-        }
+        let [first, _, ..] = places[..] else { return Failure::Refused(0, error) };
         let firsts: Vec<_> = places.iter().map(|place| batch[*place]).collect();
-        let producer = self.make(firsts.first()?.0.topic(), deadline).await.ok()?;
-        producer.begin_transaction().ok()?;
-        let sent = send_all(&producer, &firsts, 1, deadline.within(deadline.left() / 2)).await;
+        let Ok(producer) = self.make(batch[first].0.topic(), deadline).await else {
+            return Failure::All(from_kafka(error));
+        };
+        let sending = deadline.within(SENDING.min(deadline.left() / 2));
+        let sent = match producer.begin_transaction() {
+            Ok(()) => send_all(&producer, &firsts, 1, sending).await,
+            Err(error) => Err(Failure::All(unreachable(error))),
+        };
         abort(producer, deadline).await;
         match sent {
-            Err(Failure::Refused(at, _)) => Some(places[at]),
-            _ => None,
+            // It may be refused for another reason than the first one was.
+            Err(Failure::Refused(at, why)) => Failure::Refused(places[at], why),
+            _ => Failure::All(from_kafka(error)),
         }
     }
 
