@@ -148,7 +148,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
-            Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).ending(mark).passing(*next)))
+            Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).passing(*next)))
         }
         Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
@@ -157,9 +157,8 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if position.delivered(*from) != *delivered {
                 return Verdict::Moved;
             }
-            let until = stamp.now.saturating_add(*lease_ms);
-            let lease = Lease { end: *next, until, holder: holder.clone(), partly: false };
-            let mark = Mark::next(mark, *from, stamp).ending(mark).delivering(*next, *alone).with_lease(lease);
+            let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
+            let mark = Mark::next(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
             Verdict::Commit(Box::new(mark))
         }
         Intent::Bury { seen, record, most } => {
@@ -170,8 +169,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if !position.known(*record).is_some_and(|mark| !mark.is_done(*record) && mark.is_hopeless(*record, *most)) {
                 return Verdict::Moved;
             }
-            let next = Mark::next(mark, position.committed.unwrap_or(*record), stamp).ending(mark);
-            let buried = next.passing(*record + 1);
+            let buried = Mark::next(mark, position.committed.unwrap_or(*record), stamp).passing(*record + 1);
             Verdict::Bury(Box::new(buried), vec![*record])
         }
         Intent::Keep { seen, from, renewal } => {
@@ -201,14 +199,15 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if before <= offset {
                 return Verdict::Already;
             }
-            let lease = Lease { partly: true, ..lease.clone() };
-            Verdict::Commit(Box::new(going_on(Mark::next(mark, offset, stamp).passing(before), &lease)))
+            let accepted = Mark::next(mark, offset, stamp).passing(before);
+            let accepted = if before < end { accepted.accepting(holder.clone()) } else { accepted };
+            Verdict::Commit(Box::new(going_on(accepted, lease)))
         }
         Intent::Reject { holder, records, there, .. } => reject(position, holder, records.as_deref(), there, stamp),
         Intent::Release { holder } => match own_lease(position, holder, false) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
-                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).ending(mark).settling(holder.clone(), false)))
+                Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(holder.clone(), false)))
             }
             Err(verdict) => verdict,
         },
@@ -221,7 +220,7 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Err(Verdict::Already) => Verdict::LeaseLost,
             Err(verdict) => verdict,
         },
-        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp).ending(mark))),
+        Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp))),
     }
 }
 

@@ -98,9 +98,6 @@ pub struct Lease {
     /// Who holds it.
     #[serde(flatten)]
     pub holder: Holder,
-    /// Whether a part of it was accepted.
-    #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
-    pub partly: bool,
 }
 
 /// A lease that is over by its holder's own word.
@@ -114,8 +111,7 @@ pub struct Settled {
     pub accepted: bool,
 }
 
-/// A lease of which a part was accepted, when the rest was released, or taken by others, or the position was set. A version
-/// that does not know these drops them.
+/// A lease of which a part was accepted, whatever became of the rest. A version that does not know these drops them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Part {
     #[serde(flatten)]
@@ -160,7 +156,7 @@ pub struct Mark {
     /// The last leases that their holders have settled, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settled: Vec<Settled>,
-    /// The last leases that ended when a part of them was accepted, newest first.
+    /// The last leases of which a part was accepted, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     parts: Vec<Part>,
     /// The last rejects (see [`Holder::rejection`]), newest first.
@@ -292,19 +288,16 @@ impl Mark {
         self
     }
 
-    /// The same mark, which ends the lease of the one before it: if a part of that was accepted, that is remembered.
+    /// The same mark, with what lies before it accepted as a part of a lease.
     #[must_use]
-    pub fn ending(mut self, before: Option<&Self>) -> Self {
-        if let Some((lease, before)) = before.and_then(|mark| Some((mark.lease.as_ref()?, mark.offset)))
-            && lease.partly
-        {
-            self.parts.insert(0, Part { holder: lease.holder.clone(), before });
-            self.parts.truncate(SETTLED);
-        }
+    pub fn accepting(mut self, holder: Holder) -> Self {
+        self.parts.retain(|part| part.holder != holder);
+        self.parts.insert(0, Part { holder, before: self.offset });
+        self.parts.truncate(SETTLED);
         self
     }
 
-    /// Whether a lease that is over had been accepted up to this offset by its holder, if that is still remembered.
+    /// Whether a lease was accepted up to this offset by its holder, as a part of it, if that is still remembered.
     pub fn reached(&self, holder: &Holder, offset: i64) -> bool {
         self.parts.iter().any(|part| part.holder == *holder && offset <= part.before)
     }
@@ -418,7 +411,7 @@ impl Position {
         self.known(from).map(|mark| mark.done.after(from)).unwrap_or_default()
     }
 
-    /// How often the records from `from` on were delivered before: `(end, count)`, range after range.
+    /// What its mark tells of how often the records from `from` on were delivered before: `(end, count)`, range after range.
     pub fn delivered(&self, from: i64) -> Vec<(i64, u32)> {
         self.known(from).map(|mark| mark.deliveries.clone()).unwrap_or_default()
     }
@@ -461,7 +454,7 @@ mod tests {
     }
 
     fn lease(name: &str) -> Lease {
-        Lease { end: 9, until: 5000, holder: holder(name), partly: false }
+        Lease { end: 9, until: 5000, holder: holder(name) }
     }
 
     #[test]
@@ -483,16 +476,15 @@ mod tests {
 
     #[test]
     fn the_longest_mark_fits_into_the_broker_s_default_limit() {
-        let longest = Lease { end: i64::MAX, until: u64::MAX, partly: true, ..lease("x") };
         let mut mark = Mark::next(None, i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX });
         for _ in 0..REMEMBERED {
             mark = Mark::next(Some(&mark), i64::MAX - 1, Stamp { nonce: u64::MAX, sandbox: u32::MAX, now: u64::MAX })
-                .ending(Some(&mark.clone().with_lease(longest.clone())))
                 .settling(holder("x"), false);
         }
         mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
-        mark = mark.renewing().with_lease(longest.clone());
+        mark = mark.renewing().with_lease(Lease { end: i64::MAX, until: u64::MAX, ..lease("x") });
         mark.alone = Some(i64::MAX);
+        mark.parts = vec![Part { holder: holder("x"), before: i64::MAX }; SETTLED];
         mark.rejects = vec![holder("x").rejection(None); SETTLED];
         assert!(mark.to_metadata().len() < 2200, "{}", mark.to_metadata().len());
         let room = |range: fn(i64) -> (i64, i64)| {
