@@ -66,20 +66,16 @@ events = [
 ]
 
 
-def unrolled():
-    """The template without its loops, as CloudFormation sees it, in JSON."""
-    os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
-    problems, unrolled = language_extension(Template(str(TEMPLATE), template, ["eu-central-1"]))
-    assert not problems, problems
-    return json.dumps(unrolled)
-
-
-unrolled = unrolled()
+# The template without its loops, as CloudFormation sees it; as text, since to translate it changes it.
+os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
+problems, loopless = language_extension(Template(str(TEMPLATE), template, ["eu-central-1"]))
+assert not problems, problems
+loopless = json.dumps(loopless)
 
 
 def deployed(given):
     """What SAM makes of it with these parameters."""
-    source = json.loads(unrolled)
+    source = json.loads(loopless)
     source["Globals"]["Function"]["CodeUri"] = "s3://bucket/key"  # as `sam package` leaves it
     return Translator({}, Parser()).translate(source, given)["Resources"]
 

@@ -252,8 +252,8 @@ impl Group {
     }
 
     /// The positions, with what was committed within the last milliseconds, if there is a moment without pending commits
-    /// before so much time is over; otherwise as they are, which is said. What is pending for longer was left behind by a function that is
-    /// dead or frozen.
+    /// before so much time is over; otherwise as they are, and not stable. What is pending for longer was left behind by a
+    /// function that is dead or frozen.
     pub fn settled(
         &self,
         places: &[Place<'_>],

@@ -198,8 +198,8 @@ impl Report {
     }
 
     /// How much a function's memory grows with each request from some on, in MB: the median of the slopes between any two
-    /// points (Theil and Sen). A leak shows in all of them; not so a single step, such as a heap makes when a broker's
-    /// answer is for once taken out later than usual. Not finite where that are fewer than three points.
+    /// points (Theil and Sen). A leak shows in all of them, a single step of a heap does not. Not finite where that are fewer
+    /// than three points.
     fn slope(&self, function: &str, from: usize) -> f64 {
         let points = self.memory.iter().filter(|it| it.function == function && it.requests >= from);
         #[allow(clippy::cast_precision_loss)] // far below 2^52
