@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
@@ -102,6 +103,30 @@ async fn a_seek_by_time_finds_the_first_record_of_that_time_or_later() {
     }
     got.sort_by_key(|(partition, offset)| (partition.as_i64(), offset.as_i64()));
     assert_eq!(json!(got), json!([[0, 1], [0, 2], [1, 0]]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seek_by_time_skips_nothing_that_is_written_meanwhile() {
+    const TIME: i64 = 2_000_000_000_000;
+    let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
+    let seeker = function("seek").await;
+    let mut settings = ClientConfig::new();
+    let settings = settings.set("bootstrap.servers", stack.bootstrap()).set("linger.ms", "0");
+    let producer: FutureProducer = settings.create().expect("a producer");
+    seek(&seeker, &json!({ "group_id": group, "topic": topic, "to": "latest" })).await.ok();
+    for round in 0..150 {
+        // At all moments of a seek.
+        let (to, pause) = (TIME + round, Duration::from_micros(53 * round.unsigned_abs()));
+        let write = async {
+            tokio::time::sleep(pause).await;
+            let record = FutureRecord::<(), str>::to(&topic).payload("v").timestamp(to);
+            producer.send(record, Duration::ZERO).await.expect("written").offset
+        };
+        let body = json!({ "group_id": group, "topic": topic, "to": to });
+        let (moved, offset) = tokio::join!(seek(&seeker, &body), write);
+        assert_eq!(offset, round);
+        assert!(moved.ok()["results"][0]["committed"].as_i64() <= Some(offset), "the record of {to} is passed");
+    }
 }
 
 #[tokio::test]

@@ -76,8 +76,9 @@ impl Group {
     /// The partitions' first offsets of this time (milliseconds since 1970) or later; their ends, where there is none.
     pub fn at_time(&self, places: &[Place<'_>], time: i64, patience: Duration) -> Result<Offsets, Error> {
         let begun = Instant::now();
-        let found = self.offsets(places, Offset::Offset(time), patience)?;
-        let ends = self.ends(places, patience.saturating_sub(begun.elapsed()))?;
+        // The ends first: a record that is written between the two is found, or lies behind them.
+        let ends = self.ends(places, patience)?;
+        let found = self.offsets(places, Offset::Offset(time), patience.saturating_sub(begun.elapsed()))?;
         Ok(found.into_iter().zip(ends).map(|(found, end)| found?.map_or(end, Ok)).collect())
     }
 
