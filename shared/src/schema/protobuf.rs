@@ -1,5 +1,8 @@
 //! Protobuf: proto3 JSON to messages and back, by the schema's `.proto` text.
 
+mod strict;
+
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use base64::Engine;
@@ -9,9 +12,11 @@ use prost_reflect::prost_types::FileDescriptorProto;
 use prost_reflect::{DynamicMessage, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor};
 use protox::Compiler;
 use protox::file::{File, FileResolver, GoogleFileResolver};
+use serde::de::DeserializeSeed;
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment, Track};
 
+use self::strict::Strict;
 use super::mismatch::{Mismatch, step};
 use super::registry::Reference;
 use super::{LARGEST_JSON, wire};
@@ -38,13 +43,13 @@ impl Protobuf {
     pub(super) fn encode(&self, json: &str) -> Result<Vec<u8>, Mismatch> {
         let unfit = |expected| Mismatch::of_text("", expected, json);
         let descriptor = self.0.messages().next().ok_or_else(|| unfit("a message: the schema has none"))?;
-        let (mut deserializer, mut track) = (serde_json::Deserializer::from_str(json), Track::new());
-        let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
-        let message =
-            DynamicMessage::deserialize(descriptor.clone(), tracked).map_err(|_| match serde_json::from_str(json) {
-                Ok(value) => mismatch(descriptor, &track.path(), &value),
-                Err(_) => Mismatch::unreadable(json),
-            })?;
+        let beyond_types = RefCell::new(None);
+        let strict = Strict { place: Some(Place::One(Kind::Message(descriptor.clone()))), expected: &beyond_types };
+        let read = read(json, strict).and_then(|_| read(json, descriptor.clone()));
+        let message = read.map_err(|path| match serde_json::from_str(json) {
+            Ok(value) => mismatch(descriptor, &path, &value, beyond_types.take()),
+            Err(_) => Mismatch::unreadable(json),
+        })?;
         // The way to the first message is written as a single zero.
         let mut out = vec![0];
         message.encode(&mut out).map_err(|_| unfit("a smaller message"))?;
@@ -100,8 +105,16 @@ fn descriptor(name: &str, source: &str) -> Option<File> {
     Some(File::from_file_descriptor_proto(descriptor))
 }
 
+/// Reads JSON; where that fails, as far as it came.
+fn read<'de, Seed: DeserializeSeed<'de>>(json: &'de str, seed: Seed) -> Result<Seed::Value, Path> {
+    let (mut deserializer, mut track) = (serde_json::Deserializer::from_str(json), Track::new());
+    let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
+    let read = seed.deserialize(tracked);
+    read.map_err(|_| track.path())
+}
+
 /// What stood where reading stopped, and what should have. prost-reflect's own messages quote the value.
-fn mismatch(root: MessageDescriptor, path: &Path, json: &Value) -> Mismatch {
+fn mismatch(root: MessageDescriptor, path: &Path, json: &Value, beyond_types: Option<String>) -> Mismatch {
     let (mut pointer, mut place, mut value) = (String::new(), Place::One(Kind::Message(root)), json);
     for segment in path {
         let name = match segment {
@@ -115,6 +128,9 @@ fn mismatch(root: MessageDescriptor, path: &Path, json: &Value) -> Mismatch {
             Some(below) => place = below,
             None => break,
         }
+    }
+    if let Some(expected) = beyond_types {
+        return Mismatch::new(&pointer, expected, value);
     }
     if let (Place::One(Kind::Message(message)), Value::Object(members)) = (&place, value)
         && let Some((name, value)) = members.iter().find(|(name, _)| field(message, name).is_none())
@@ -177,9 +193,10 @@ mod tests {
     const ORDER: &str = r#"syntax = "proto3";
         package shop;
         import "google/protobuf/timestamp.proto";
+        import "google/protobuf/wrappers.proto";
         import "shop/money.proto";
         message Order {
-            message Line { string sku = 1; int32 count = 2; }
+            message Line { string sku = 1; int32 count = 2; double unit_price = 3; }
             enum State { OPEN = 0; PAID = 1; }
             int64 id = 1;
             repeated Line lines = 2;
@@ -189,6 +206,8 @@ mod tests {
             google.protobuf.Timestamp at = 6;
             bytes raw = 7;
             oneof how { string card = 8; bool cash = 9; }
+            repeated float weights = 10;
+            google.protobuf.Int64Value boxed = 11;
         }
         message Other { uint32 n = 1; }"#;
 
@@ -206,6 +225,27 @@ mod tests {
         assert_eq!(order().decode(&bytes[..bytes.len() - 1]), None);
         // Names as in the .proto, and numbers instead of strings, are taken as well.
         assert!(order().encode(r#"{"id":5,"state":1,"cash":true}"#).is_ok());
+        // Also whole numbers that are written with a point or an exponent, as far as a double holds them.
+        let bytes = order().encode(r#"{"id":-9007199254740991.0,"lines":[{"count":1e3}],"boxed":7}"#).expect("fits");
+        let back = order().decode(&bytes).expect("whole");
+        assert_eq!(back, r#"{"id":"-9007199254740991","lines":[{"count":1000}],"boxed":"7"}"#);
+    }
+
+    #[test]
+    fn what_proto2_requires_must_be_there() {
+        let file = Protobuf::parse(
+            r#"syntax = "proto2"; message A { required int32 a = 1; optional B b = 2; } message B { required string c = 1; }"#,
+            &[],
+        );
+        let file = file.expect("a schema");
+        assert!(file.encode(r#"{"a":0}"#).is_ok() && file.encode(r#"{"a":1,"b":{"c":""}}"#).is_ok());
+        for (json, pointer, field) in [("{}", "", "a"), (r#"{"a":1,"b":{}}"#, "/b", "c"), (r#"{"a":null}"#, "", "a")] {
+            let wrong = file.encode(json).expect_err(json);
+            assert_eq!(
+                (&*wrong.pointer, &*wrong.expected),
+                (pointer, &*format!("the field {field}, which is required"))
+            );
+        }
     }
 
     #[test]
@@ -229,6 +269,22 @@ mod tests {
             (r#"{"at":"s3cret"}"#, "/at", "message google.protobuf.Timestamp", "string of 6 characters"),
             (r#"{"card":"x","cash":true}"#, "", "message shop.Order", "object of 2 members"),
             ("[]", "", "message shop.Order", "array of 0 items"),
+            (r#"{"id":-9223372036854775809}"#, "/id", "int64", "number"),
+            (r#"{"id":9223372036854775808.0}"#, "/id", "int64", "number"),
+            (r#"{"id":9007199254740993.0}"#, "/id", "int64", "number"),
+            (r#"{"total":{"units":18446744073709551616}}"#, "/total/units", "uint64", "number"),
+            (r#"{"weights":[1,1e39]}"#, "/weights/1", "float", "number"),
+            (r#"{"weights":["1e39"]}"#, "/weights/0", "float", "string of 4 characters"),
+            (r#"{"rates":{"a":"1e400"}}"#, "/rates/a", "double", "string of 5 characters"),
+            (r#"{"rates":{"a":"inf"}}"#, "/rates/a", "double", "string of 3 characters"),
+            (r#"{"boxed":1e300}"#, "/boxed", "message google.protobuf.Int64Value", "number"),
+            (r#"{"id":1,"id":1}"#, "", "an object, each field once", "object of 1 members"),
+            (
+                r#"{"lines":[{"unitPrice":1,"unit_price":1}]}"#,
+                "/lines/0",
+                "an object, each field once",
+                "object of 2 members",
+            ),
             (r#"{"rates":{"a":1e999}}"#, "", &Mismatch::unreadable("{}").expected, "object"),
         ] {
             let wrong = order().encode(json).expect_err(json);
