@@ -24,7 +24,7 @@ const MAX_RECORDS: usize = 1000;
 /// of their own, and the whole takes a fifth longer (`bench --only batch`).
 const LINGER: &str = "0.3";
 
-/// The most bytes of a record's `id`, as it was sent: it comes back in the answer, which has a limit too.
+/// The most bytes of a record's `id`, as it was sent, without its quotes: it comes back in the answer, which has a limit too.
 const MAX_ID_BYTES: usize = 256;
 
 /// The most bytes that the answer spends on mismatches with schemas, beyond the first one of each record. An answer that
@@ -156,15 +156,22 @@ fn read<'a>(
         Some(topic) if batch.events => (incoming::id(json), cloud_event::structured(json, topic.clone())),
         default => Incoming::read_in_batch(json, default.as_ref()),
     };
-    let legal = |id: &&RawValue| {
-        id.get().len() <= MAX_ID_BYTES
-            && id.get().starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit())
-    };
-    if id.is_some_and(|id| !legal(&id)) {
-        let detail = format!("id: must be a string or a number of at most {MAX_ID_BYTES} bytes");
+    if id.is_some_and(|id| !is_legal(id.get())) {
+        let detail =
+            format!("id: must be a string or a number that a double can hold, of at most {MAX_ID_BYTES} bytes");
         return (None, Err(Error::new(Code::InvalidParameter, detail)));
     }
     (id, read.and_then(|incoming| Ok((may.on(incoming.topic().clone())?, incoming))))
+}
+
+/// Whether an `id` comes back as it is, wherever the answer has it: JSON's grammar allows text and numbers that are none.
+fn is_legal(id: &str) -> bool {
+    match serde_json::from_str(id) {
+        Ok(Value::String(_)) => id.len() <= MAX_ID_BYTES + 2,
+        // A whole number of more than 64 bits would come back as another one.
+        Ok(Value::Number(number)) => id.len() <= MAX_ID_BYTES && (!number.is_f64() || id.contains(['.', 'e', 'E'])),
+        _ => false,
+    }
 }
 
 /// The topic of all the records that have one, if it is the same.

@@ -186,6 +186,18 @@ async fn where_all_fail_alike_that_is_the_answer() {
     assert_eq!(answer.code(), "invalid_parameter");
     assert_eq!(results(&answer, 400).len(), 1);
 
+    // As JSON's grammar allows them, though nobody could give them back.
+    for id in [r#""cut off: \ud83d""#, "1e999", "12345678901234567890123", "true", &format!("\"{}\"", "x".repeat(257))]
+    {
+        let body = format!(r#"{{"records":[{{"id":{id},"topic":"{absent}","value":1}}]}}"#);
+        let answer = call(&producer, Event::post(BATCH).body(body)).await;
+        assert_eq!(answer.code(), "invalid_parameter", "{id}");
+        assert_eq!(results(&answer, 400)[0].get("id"), None);
+    }
+    let longest = json!("x".repeat(256));
+    let body = json!({ "records": [{ "id": longest, "topic": absent, "value": 1 }] });
+    assert_eq!(results(&batch(&producer, &body).await, 404)[0]["id"], longest);
+
     let mixed = json!({ "records": [record(&absent, 1), record("__internal", 2)] });
     let mixed = batch(&producer, &mixed).await;
     assert_eq!(verdicts(&results(&mixed, 207)), [(404, "topic_not_found"), (403, "topic_forbidden")]);
