@@ -13,6 +13,7 @@ use tests::{Event, Function, Stack};
 
 use crate::consume::{committed, fill, offsets, raw_consumer};
 use crate::kit::{Raw, write};
+use crate::redrive::redrive;
 use crate::seek::seek;
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{Answer, admin, call, consume, function, function_with, topic, topic_on, unique};
@@ -279,6 +280,47 @@ async fn a_lease_of_which_only_markers_are_left_is_over() {
     acknowledge(&acker, &reject(&next, &[6])).await.ok();
     assert_eq!(offsets(consume(&consumer, &topic, &group, "").await.messages()), [8]);
     assert_eq!(dead(&stack.bootstrap(), &topic), [0, 4, 6]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_with_its_last_record_and_not_with_what_lies_behind() {
+    let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
+    in_transactions(&stack.bootstrap(), &topic, 4);
+    let (consumer, acker) = (function("consume").await, function("acknowledge").await);
+    for (expected, through, position) in [([0, 2], 2, 4), ([4, 6], 6, 8)] {
+        let leased = consume(&consumer, &topic, &group, "&ack=manual&limit=2").await;
+        assert_eq!(offsets(leased.messages()), expected, "at once");
+        let accept = json!({ "token": leased.body["lease"]["token"], "type": "accept", "through": { "0": through } });
+        for _ in 0..2 {
+            let accepted = acknowledge(&acker, &accept).await.ok();
+            assert_eq!(
+                accepted["results"][0]["committed"], position,
+                "with the marker of the last record's transaction"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_its_producer_compressed_fits_as_a_letter_and_on_its_way_back() {
+    let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", stack.bootstrap())
+        .set("compression.type", "zstd")
+        .set("message.max.bytes", "20000000")
+        .create()
+        .expect("a producer");
+    // Three times what the topic takes.
+    let value = "there is much to say and it is said again. ".repeat(70_000);
+    producer.send(BaseRecord::<(), str>::to(&topic).payload(&value)).map_err(|(error, _)| error).expect("queued");
+    producer.flush(PATIENCE).expect("written");
+    let (consumer, acker) = (function("consume").await, function("acknowledge").await);
+    let leased = consume(&consumer, &topic, &group, "&ack=manual").await;
+    acknowledge(&acker, &settle(&leased, "reject")).await.ok();
+    assert_eq!(dead(&stack.bootstrap(), &topic), [0]);
+    assert_eq!(redrive(&function("redrive").await, &topic, &json!({})).await.ok()["redriven"], 1);
+    let again = consume(&consumer, &topic, &group, "").await;
+    assert_eq!(again.messages()[0]["value"].as_str().map(str::len), Some(value.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,6 +74,11 @@ pub fn settings(config: &KafkaConfig) -> Settings {
         .set("batch.size", "65536")
         .set("message.max.bytes", "20000000")
         .set("partitioner", "murmur2_random");
+    if settings.get("compression.type").or_else(|| settings.get("compression.codec")).is_none() {
+        // A topic's limit is for records as they lie there. One whose producer compressed it must fit again, as a letter and on
+        // its way back. Every client reads this kind.
+        settings.set("compression.type", "gzip");
+    }
     settings
 }
 
