@@ -61,8 +61,8 @@ pub fn choose<'a>(
     let mut left = budget;
     let mut chosen = Vec::new();
     for record in records.into_iter().take(limit) {
-        // Not even its bytes would fit: spare the rendering.
-        if record.bytes() > left {
+        // Not even its bytes would fit, and it will not become shorter: spare the rendering.
+        if record.bytes() > left && !rendering.formats.may_shorten() {
             break;
         }
         let message = record::encode(record, &origin, rendering, attempt(record.offset));

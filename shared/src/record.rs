@@ -280,6 +280,13 @@ pub struct Formats {
     pub value: Format,
 }
 
+impl Formats {
+    /// Whether a record may be shorter in an answer than it is: without the white space of JSON, or as a schema reads it.
+    pub fn may_shorten(self) -> bool {
+        [self.key, self.value].iter().any(|format| matches!(format, Format::Json | Format::Schema(_)))
+    }
+}
+
 /// Where an answer says that a record comes from.
 #[derive(Debug, Clone)]
 pub struct Origin {

@@ -61,6 +61,20 @@ async fn fetch_shows_every_format_and_says_what_does_not_decode() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_shorter_as_json_than_it_is_fits_as_json() {
+    let (topic, producer, fetcher) =
+        (topic(1).await, with_registry("produce", &[]).await, with_registry("fetch", &[]).await);
+    let doubles = r#"{"type": "array", "items": "double"}"#;
+    register(&format!("{topic}-value"), "AVRO", doubles, &json!([])).await;
+    // 12 KB as Avro, 6 KB as JSON.
+    let record = json!({ "topic": topic, "value": vec![0.0; 1500], "value_format": "avro" });
+    produce(&producer, &record).await.ok();
+    let shown = fetch(&fetcher, &topic, "&offset=earliest&value_format=avro&max_bytes=10000").await;
+    assert_eq!(shown.messages()[0]["value"].as_array().map(Vec::len), Some(1500));
+    assert_eq!(fetch(&fetcher, &topic, "&offset=earliest&max_bytes=10000").await.code(), "record_too_large");
+}
+
+#[tokio::test]
 async fn fetch_without_its_registry_is_503_and_the_same_call_works_later() {
     let front = Front::open(None).await;
     let topic = topic(1).await;
