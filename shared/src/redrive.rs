@@ -192,7 +192,7 @@ impl Run<'_> {
             return Err(error.with("redriven", redriven).with("skipped", skipped).with("results", results));
         }
         // Others have taken all the time; that there is nothing to move would be wrong.
-        if unfinished && redriven == 0 {
+        if unfinished && redriven + skipped == 0 {
             return Err(Deadline::exceeded());
         }
         Ok(self.answer(false, (redriven, skipped), ("results", results)))
