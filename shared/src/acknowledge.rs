@@ -50,7 +50,10 @@ impl Endpoint for Acknowledge {
         call.on_group(&ask.token.group);
         let results = self.settle(may, &ask, call.deadline).await?;
         // A token's names are the caller's own words; a mark that holds its lease is not.
-        if results.values().any(|result| matches!(result, Ok(Outcome::Done { .. } | Outcome::Renewed(..)))) {
+        if results
+            .values()
+            .any(|result| matches!(result, Ok(Outcome::Done { .. } | Outcome::Renewed(..) | Outcome::Settled(_))))
+        {
             call.topic_exists();
         }
         ask.answer(results)
@@ -186,6 +189,7 @@ impl Ask {
             Decided::Refused(Verdict::Already, position) => {
                 Ok(Outcome::Done { committed: position.committed, gone: Vec::new() })
             }
+            Decided::Refused(Verdict::Settled, position) => Ok(Outcome::Settled(position.committed)),
             Decided::Refused(Verdict::NotTheirs, _) => {
                 Err(Error::new(Code::Forbidden, "The lease was given to another principal"))
             }
@@ -206,7 +210,7 @@ impl Ask {
 
     fn answer(&self, results: Results) -> Result<Reply, Error> {
         let mut worst: Option<Error> = None;
-        let mut until = u64::MAX;
+        let mut until = None::<u64>;
         let mut listed = Vec::new();
         for ((topic, partition), result) in results {
             let mut gone = Vec::new();
@@ -216,9 +220,10 @@ impl Ask {
                     (self.kind.done(), committed)
                 }
                 Ok(Outcome::Renewed(committed, lease_until)) => {
-                    until = until.min(lease_until);
+                    until = Some(until.map_or(lease_until, |until| until.min(lease_until)));
                     (self.kind.done(), Some(committed))
                 }
+                Ok(Outcome::Settled(committed)) => ("settled", committed),
                 Ok(Outcome::Lost(committed)) => {
                     let detail = match self.kind {
                         Type::Reject => {
@@ -255,9 +260,14 @@ impl Ask {
         if let Some(error) = worst {
             return Err(error.with("results", listed));
         }
-        let mut body = json!({ "results": listed });
-        if self.kind == Type::Renew {
-            body["lease"] = json!({ "token": self.token.encode(), "expires_at": until });
+        let mut body = json!({ "results": &listed });
+        match until {
+            Some(until) => body["lease"] = json!({ "token": self.token.encode(), "expires_at": until }),
+            None if self.kind == Type::Renew => {
+                let detail = "The lease is over: all of its records were accepted or rejected";
+                return Err(Error::new(Code::LeaseLost, detail).with("results", listed));
+            }
+            None => {}
         }
         Ok(Reply::json(200, body.to_string()))
     }
@@ -272,6 +282,8 @@ enum Outcome {
         gone: Vec<i64>,
     },
     Renewed(i64, u64),
+    /// Nothing was left to release or to renew: all records were accepted or rejected before.
+    Settled(Option<i64>),
     Lost(Option<i64>),
 }
 

@@ -10,6 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tests::{Event, Function, Stack};
 
+use crate::kit::{Raw, write};
 use crate::world::{admin, applies_since, call, consume, function, function_with, produce, topic, unique};
 
 /// Writes records `0..count` with a raw client, round robin over the partitions.
@@ -239,6 +240,26 @@ async fn a_group_with_live_kip_848_members_is_refused() {
         return;
     }
     refused_while_members_live(&[("group.protocol", "consumer")]).await;
+}
+
+#[tokio::test]
+async fn start_latest_is_fixed_by_the_first_such_call_also_where_others_began_elsewhere() {
+    let (topic, group, consumer) = (topic(2).await, unique("group"), function("consume").await);
+    let records: Vec<Raw> = (0..8).map(|n: usize| Raw::value(0, n.to_string())).collect();
+    write(&topic, &records).await;
+    // It has the next ones at hand then.
+    assert_eq!(offsets(consume(&consumer, &topic, &group, "&limit=2").await.messages()), [0, 1]);
+    assert_eq!(offsets(consume(&consumer, &topic, &group, "&limit=2&start=latest").await.messages()), [2, 3]);
+    write(&topic, &[Raw::value(1, "after the first such call")]).await;
+    let mut others = 0;
+    loop {
+        let answer = consume(&consumer, &topic, &group, "&limit=2&start=latest&timeout_ms=500").await;
+        if answer.messages().is_empty() {
+            break;
+        }
+        others += answer.messages().iter().filter(|message| message["partition"] == 1).count();
+    }
+    assert_eq!(others, 1);
 }
 
 #[tokio::test]

@@ -174,18 +174,30 @@ async fn one_token_spans_topics_and_is_settled_in_parts() {
         assert_eq!(results(&answer), expected);
     }
     let renewed = settle(&acker, &leased, json!({ "type": "renew", "lease_ms": 60000 })).await;
-    assert_eq!((renewed.status, renewed.code()), (409, "lease_lost"), "one of them is accepted already");
-    assert_eq!(results(&renewed.body)[&(two.clone(), 1)], ("renewed".to_owned(), Some(2)));
-    let released = settle(&acker, &leased, json!({ "type": "release" })).await;
-    assert_eq!(results(&released.body)[&(two.clone(), 0)], ("released".to_owned(), Some(1)));
+    let renewed = renewed.ok();
+    assert_eq!(results(&renewed)[&(two.clone(), 1)], ("renewed".to_owned(), Some(2)));
+    assert_eq!(results(&renewed)[&(one.clone(), 0)], ("renewed".to_owned(), Some(0)));
+    assert!(renewed["lease"]["expires_at"].is_u64(), "{renewed}");
+    // What is accepted in whole is none of a renewal's or a release's business.
+    settle(&acker, &leased, json!({ "type": "accept", "through": { &one: { "0": 2 } } })).await.ok();
+    let renewed = settle(&acker, &leased, json!({ "type": "renew", "lease_ms": 60000 })).await.ok();
+    assert_eq!(results(&renewed)[&(one.clone(), 0)], ("settled".to_owned(), Some(3)));
+    assert_eq!(results(&renewed)[&(two.clone(), 0)], ("renewed".to_owned(), Some(1)));
+    let released = settle(&acker, &leased, json!({ "type": "release" })).await.ok();
+    assert_eq!(results(&released)[&(one.clone(), 0)], ("settled".to_owned(), Some(3)));
+    assert_eq!(results(&released)[&(two.clone(), 0)], ("released".to_owned(), Some(1)));
     let again = batch(&consumer, &[&one, &two], &group, json!({ "ack": "manual" })).await;
     assert_eq!(by_topic(&again), expected([(&two, vec![1, 2, 2])]));
     assert!(again.messages().iter().all(|message| message["delivery_attempt"] == 2));
     // This lease is of one topic, however many were asked for, and either way of naming its partitions will do.
     settle(&acker, &again, json!({ "type": "accept", "through": { &two: { "0": 1 } } })).await.ok();
     settle(&acker, &again, json!({ "type": "accept", "through": { "0": 2 } })).await.ok();
-    settle(&acker, &again, json!({ "type": "renew" })).await;
+    let renewed = settle(&acker, &again, json!({ "type": "renew" })).await.ok();
+    assert_eq!(results(&renewed)[&(two.clone(), 0)].0, "renewed");
     let answer = settle(&acker, &again, json!({ "type": "accept" })).await.ok();
+    let renewed = settle(&acker, &again, json!({ "type": "renew" })).await;
+    assert_eq!((renewed.status, renewed.code()), (409, "lease_lost"), "there is nothing to renew");
+    settle(&acker, &again, json!({ "type": "release" })).await.ok();
     assert_eq!(results(&answer), BTreeMap::from([((two.clone(), 0), accepted(3)), ((two.clone(), 1), accepted(3))]));
     for (topic, partition) in [(&one, 0), (&two, 0), (&two, 1)] {
         assert_eq!(committed(&stack.bootstrap(), &group, topic, partition), Some(3));

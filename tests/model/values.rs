@@ -194,8 +194,8 @@ impl Values {
             Call::Manual(limit, token) => {
                 let limit = if suspect { 1 } else { limit };
                 let (next, alone, holder) = (next(limit), (limit == 1).then_some(from), holder(token));
-                let (without, delivered) = (without.clone(), position.delivered(from));
-                Intent::Lease { seen: seen_offset, from, next, without, delivered, alone, lease_ms, holder }
+                let (without, delivered, last) = (without.clone(), position.delivered(from), next - 1);
+                Intent::Lease { seen: seen_offset, from, last, next, without, delivered, alone, lease_ms, holder }
             }
             Call::Bury => Intent::Bury { seen: seen_offset, record: from, most: self.most.expect("a limit") },
             Call::Reject(token, record) => {
@@ -221,7 +221,7 @@ impl Values {
             Verdict::Already => Ruling::Already,
             Verdict::Moved => Ruling::Moved,
             Verdict::Leased => Ruling::Leased,
-            Verdict::LeaseLost => Ruling::LeaseLost,
+            Verdict::LeaseLost | Verdict::Settled => Ruling::LeaseLost,
             Verdict::BeyondLease => Ruling::BeyondLease,
             Verdict::NotTheirs => unreachable!("each token has one principal here"),
         };

@@ -73,7 +73,8 @@ impl Session {
         let now = now_ms();
         let hint = |at: At| self.parts.consumers.hint(&self.topics[at.0].from, at.1);
         seen.iter()
-            .filter(|seen| seen.from != seen.end && !learned.too_large.contains_key(&seen.at))
+            .filter(|seen| seen.from != seen.end)
+            .filter(|seen| learned.too_large.get(&seen.at).is_none_or(|(offset, _)| seen.from > *offset))
             .filter(|seen| !learned.unburied.contains_key(&seen.at))
             .filter(|seen| seen.position.live_lease(now).is_none())
             .filter(|seen| learned.barren.get(&seen.at) != Some(&(seen.from, seen.end)))

@@ -11,7 +11,7 @@ use super::look::{At, Seen, order};
 use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
-use crate::errors::Error;
+use crate::errors::{Code, Error};
 use crate::kafka::consumers::may_try_again;
 use crate::kafka::group::Group;
 use crate::kafka::handover::Slot;
@@ -144,6 +144,9 @@ impl Session {
                 step_aside(&mut contest).await;
                 continue;
             }
+            if self.terms.latest && learned.hidden.is_empty() && learned.unseen.is_empty() {
+                self.topics.iter().for_each(|asked| self.group.note_begun(asked.from.topic()));
+            }
             if std::mem::take(&mut first_look) {
                 self.renew(&seen, RENEWALS, &mut learned).await?;
             }
@@ -190,7 +193,11 @@ impl Session {
                         courteous_until = courteous_until.max(Instant::now() + rand::random_range(RESTED..5 * RESTED));
                         continue;
                     }
-                    Some(Hurdle::Lost) | None => {}
+                    Some(Hurdle::Lost) => {
+                        let detail = "There are records, but other calls were faster for as long as this one had time";
+                        return Err(Error::new(Code::Throttled, detail));
+                    }
+                    None => {}
                 }
             }
             let left = self.answer_at.saturating_duration_since(Instant::now());
@@ -225,9 +232,13 @@ impl Session {
     /// to look around for those. Whether they still are next is read under the claim, as always.
     async fn go_on(&self, learned: &Learned) -> Result<Option<Vec<Batch>>, Error> {
         // With leases the answer counts deliveries, and only a look shows those; only a look shows what is wrong with a topic
-        // that was not seen yet; and where topics have limits of their own, one alone does not fill the answer.
-        let limit = self.terms.wanted.limit;
-        let one_will_do = |asked: &Asked| self.knows(asked.from.topic()) && asked.limit >= limit;
+        // that was not seen yet, and whether the group has begun in each of its partitions; and where topics have limits of
+        // their own, one alone does not fill the answer.
+        let (limit, latest) = (self.terms.wanted.limit, self.terms.latest);
+        let one_will_do = |asked: &Asked| {
+            let topic = asked.from.topic();
+            self.knows(topic) && asked.limit >= limit && (!latest || self.group.has_begun(topic))
+        };
         if self.terms.manual || !self.topics.iter().all(one_will_do) {
             return Ok(None);
         }

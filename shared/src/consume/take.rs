@@ -18,8 +18,9 @@ use crate::errors::{Code, Error};
 use crate::kafka::consumers::{SAY, blocking};
 use crate::kafka::decide::is_suspect;
 use crate::kafka::handover::{Ack, Ask, Slot, Taken};
+use crate::kafka::position::Mark;
 use crate::messages::choose;
-use crate::record::Record;
+use crate::record::{Record, Records};
 
 /// A partition that is to be asked for so many records at most.
 type Wish = (Seen, OwnedMutexGuard<Slot>, usize);
@@ -63,12 +64,14 @@ impl Session {
         let taken = blocking(self.deadline, move |until| {
             let committing = AtomicBool::new(false);
             let tools = parts.consumers.tools(until, &committing);
-            slot.take(tools, &parts.consumers.dead_letters, &ask, |_, _, _| Ok(1))
+            // Only this one: with the lease of another the caller could do nothing.
+            let choose = |records: &Records, _: Option<&Mark>, _| {
+                Ok(usize::from(records.front().is_some_and(|first| first.offset == offset)))
+            };
+            slot.take(tools, &parts.consumers.dead_letters, &ask, choose)
         });
         match taken.await? {
-            Taken::Records { records, until } if records.iter().any(|record| record.offset == offset) => {
-                Ok(Some(error.with("lease", self.lease(&[seen.at], until))))
-            }
+            Taken::Records { until, .. } => Ok(Some(error.with("lease", self.lease(&[seen.at], until)))),
             Taken::Undecided(error) => Err(error),
             _ => Ok(None),
         }

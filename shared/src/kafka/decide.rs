@@ -32,7 +32,9 @@ pub enum Intent {
         seen: Option<i64>,
         /// Where the records begin; other than `seen`, where there was no position, or none within the log.
         from: i64,
-        /// The offset after the last record.
+        /// The last record.
+        last: i64,
+        /// The offset of the record after the last, or where the fetch ended: markers of transactions lie between.
         next: i64,
         /// The settled records from there on, as they were seen: these were left out.
         without: Ranges,
@@ -115,6 +117,8 @@ pub enum Verdict {
     Moved,
     /// Somebody holds a live lease.
     Leased,
+    /// Nothing is left of the lease: its records were accepted or rejected.
+    Settled,
     /// The lease is not, or no longer, this token's.
     LeaseLost,
     /// The token is another principal's.
@@ -150,14 +154,15 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }
             Verdict::Commit(Box::new(Mark::next(mark, *from, stamp).passing(*next)))
         }
-        Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder } => {
+        Intent::Lease { seen, from, last, next, without, delivered, alone, lease_ms, holder } => {
             if let Some(refused) = not_free(position, *seen, stamp).or_else(|| unlike(position, *from, without)) {
                 return refused;
             }
             if position.delivered(*from) != *delivered {
                 return Verdict::Moved;
             }
-            let lease = Lease { end: *next, until: stamp.now.saturating_add(*lease_ms), holder: holder.clone() };
+            let until = stamp.now.saturating_add(*lease_ms);
+            let lease = Lease { last: Some(*last), end: *next, until, holder: holder.clone() };
             let mark = Mark::next(mark, *from, stamp).delivering(*next, *alone).with_lease(lease);
             Verdict::Commit(Box::new(mark))
         }
@@ -184,11 +189,13 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             }))
         }
         Intent::Accept { holder, before } => {
-            let lease = match own_lease(position, holder, true) {
+            let lease = match own_lease(position, holder) {
                 Ok(lease) => lease,
-                Err(verdict) => {
+                Err(Over::Settled) => return Verdict::Already,
+                Err(Over::Theirs) => return Verdict::NotTheirs,
+                Err(Over::Released | Over::Lost) => {
                     let reached = |before| mark.is_some_and(|mark| mark.reached(holder, before));
-                    return if before.is_some_and(reached) { Verdict::Already } else { verdict };
+                    return if before.is_some_and(reached) { Verdict::Already } else { Verdict::LeaseLost };
                 }
             };
             let (offset, end) = (position.committed.unwrap_or(lease.end), lease.end);
@@ -196,6 +203,8 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             if before > end {
                 return Verdict::BeyondLease;
             }
+            // With its last record all of it: behind that one nobody could accept anything, and the lease would never end.
+            let before = if lease.last.is_some_and(|last| before > last) { end } else { before };
             if before <= offset {
                 return Verdict::Already;
             }
@@ -204,21 +213,22 @@ pub fn decide(position: &Position, intent: &Intent, stamp: Stamp) -> Verdict {
             Verdict::Commit(Box::new(going_on(accepted, lease)))
         }
         Intent::Reject { holder, records, there, .. } => reject(position, holder, records.as_deref(), there, stamp),
-        Intent::Release { holder } => match own_lease(position, holder, false) {
+        Intent::Release { holder } => match own_lease(position, holder) {
             Ok(lease) => {
                 let offset = position.committed.unwrap_or(lease.end);
                 Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).settling(holder.clone(), false)))
             }
-            Err(verdict) => verdict,
+            Err(Over::Released) => Verdict::Already,
+            Err(over) => over.verdict(),
         },
-        Intent::Renew { holder, lease_ms } => match own_lease(position, holder, true) {
+        Intent::Renew { holder, lease_ms } => match own_lease(position, holder) {
             Ok(lease) => {
-                let renewed = Lease { until: stamp.now.saturating_add(*lease_ms), ..lease.clone() };
+                // Never earlier than it would have ended: where this answer is lost, its holder counts on that.
+                let renewed = Lease { until: stamp.now.saturating_add(*lease_ms).max(lease.until), ..lease.clone() };
                 let offset = position.committed.unwrap_or(lease.end);
                 Verdict::Commit(Box::new(Mark::next(mark, offset, stamp).with_lease(renewed)))
             }
-            Err(Verdict::Already) => Verdict::LeaseLost,
-            Err(verdict) => verdict,
+            Err(over) => over.verdict(),
         },
         Intent::Seek { to } => Verdict::Commit(Box::new(Mark::anew(mark, *to, stamp))),
     }
@@ -235,11 +245,11 @@ fn reject(position: &Position, holder: &Holder, records: Option<&[i64]>, there: 
     if position.mark.as_ref().is_some_and(|mark| mark.remembers(&reject)) {
         return Verdict::Already;
     }
-    let lease = match own_lease(position, holder, true) {
+    let lease = match own_lease(position, holder) {
         Ok(lease) => lease,
         // Settled otherwise: there will be no letter.
-        Err(Verdict::Already) => return Verdict::LeaseLost,
-        Err(verdict) => return verdict,
+        Err(Over::Settled) => return Verdict::LeaseLost,
+        Err(over) => return over.verdict(),
     };
     let leased = position.committed.unwrap_or(lease.end)..lease.end;
     let is_done = |offset: &i64| position.mark.as_ref().is_some_and(|mark| mark.is_done(*offset));
@@ -283,18 +293,42 @@ fn not_free(position: &Position, seen: Option<i64>, stamp: Stamp) -> Option<Verd
     position.live_lease(stamp.now).map(|_| Verdict::Leased)
 }
 
-/// The lease of this holder. It counts for as long as nobody else has taken the records, expired or not. `Already`, if
-/// it was settled in that way before.
-fn own_lease<'a>(position: &'a Position, holder: &Holder, accepting: bool) -> Result<&'a Lease, Verdict> {
-    let mark = position.mark.as_ref().ok_or(Verdict::LeaseLost)?;
+/// Why a holder has no lease.
+enum Over {
+    /// Its records were accepted or rejected, all of them.
+    Settled,
+    /// It was released.
+    Released,
+    /// Others have the records, or the position was set.
+    Lost,
+    /// It is another principal's.
+    Theirs,
+}
+
+impl Over {
+    fn verdict(self) -> Verdict {
+        match self {
+            Self::Settled => Verdict::Settled,
+            Self::Released | Self::Lost => Verdict::LeaseLost,
+            Self::Theirs => Verdict::NotTheirs,
+        }
+    }
+}
+
+/// The lease of this holder. It counts for as long as nobody else has taken the records, expired or not.
+fn own_lease<'a>(position: &'a Position, holder: &Holder) -> Result<&'a Lease, Over> {
+    let mark = position.mark.as_ref().ok_or(Over::Lost)?;
     if mark.holder(&holder.token).is_some_and(|known| known != holder) {
-        return Err(Verdict::NotTheirs);
+        return Err(Over::Theirs);
     }
     if let Some(lease) = mark.lease.as_ref().filter(|lease| lease.holder == *holder) {
         return Ok(lease);
     }
-    let settled = mark.settled(&holder.token).is_some_and(|settled| settled.accepted == accepting);
-    Err(if settled { Verdict::Already } else { Verdict::LeaseLost })
+    Err(match mark.settled(&holder.token) {
+        Some(settled) if settled.accepted => Over::Settled,
+        Some(_) => Over::Released,
+        None => Over::Lost,
+    })
 }
 
 #[cfg(test)]

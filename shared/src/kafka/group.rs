@@ -2,8 +2,9 @@
 //!
 //! All calls here block; they are made from `spawn_blocking`.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
@@ -65,6 +66,8 @@ pub struct Group {
     pub(super) consumer: Client<Arc<BaseConsumer<Context>>>,
     pub(super) topics: Topics,
     pub(super) leaders: Leaders,
+    /// The topics of which every partition was seen to have a position.
+    begun: Mutex<HashSet<TopicName>>,
     settings: Settings,
     /// Whether its coordinator has answered.
     found: AtomicBool,
@@ -127,6 +130,7 @@ impl Group {
             consumer,
             topics: Topics::default(),
             leaders: Leaders::default(),
+            begun: Mutex::default(),
             settings: kept,
             found: AtomicBool::new(false),
             unsettled: OnceLock::new(),
@@ -188,6 +192,16 @@ impl Group {
     /// Whether the topic was seen to exist.
     pub fn knows(&self, topic: &TopicName) -> bool {
         self.topics.knows(topic)
+    }
+
+    /// Whether each partition of a topic was seen to have a position.
+    pub fn has_begun(&self, topic: &TopicName) -> bool {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).contains(topic)
+    }
+
+    /// Notes that each partition of a topic has a position.
+    pub fn note_begun(&self, topic: &TopicName) {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.clone());
     }
 
     /// Commits a position without a transaction and without a membership. Blocks.

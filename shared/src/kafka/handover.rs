@@ -258,8 +258,9 @@ impl Slot {
                 Ack::Auto => Intent::Take { seen: seen_offset, from, next, without },
                 Ack::Manual { lease_ms, holder } => {
                     let alone = (count == 1 && ask.alone).then_some(offset);
+                    let last = self.window.records().get(count - 1).map_or(offset, |record| record.offset);
                     let (delivered, lease_ms, holder) = (seen.delivered(from), *lease_ms, holder.clone());
-                    Intent::Lease { seen: seen_offset, from, next, without, delivered, alone, lease_ms, holder }
+                    Intent::Lease { seen: seen_offset, from, last, next, without, delivered, alone, lease_ms, holder }
                 }
             };
             match self.step(tools, &intent, Some(&seen), None)? {

@@ -91,7 +91,11 @@ impl Holder {
 /// Records that are handed out and not yet settled: from the position up to `end`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
-    /// The offset after the last record.
+    /// The last record. A version that does not know it drops it, and then a part that is accepted up to here leaves a lease
+    /// of what lies behind, though that may be no record.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<i64>,
+    /// The offset after the last record, and after what is no record behind it.
     pub end: i64,
     /// When it expires, milliseconds since 1970.
     pub until: u64,
@@ -454,7 +458,7 @@ mod tests {
     }
 
     fn lease(name: &str) -> Lease {
-        Lease { end: 9, until: 5000, holder: holder(name) }
+        Lease { last: Some(8), end: 9, until: 5000, holder: holder(name) }
     }
 
     #[test]
@@ -482,7 +486,7 @@ mod tests {
                 .settling(holder("x"), false);
         }
         mark.deliveries = vec![(i64::MAX, u32::MAX); RANGES];
-        mark = mark.renewing().with_lease(Lease { end: i64::MAX, until: u64::MAX, ..lease("x") });
+        mark = mark.renewing().with_lease(Lease { last: Some(i64::MAX), end: i64::MAX, until: u64::MAX, ..lease("x") });
         mark.alone = Some(i64::MAX);
         mark.parts = vec![Part { holder: holder("x"), before: i64::MAX }; SETTLED];
         mark.rejects = vec![holder("x").rejection(None); SETTLED];

@@ -24,8 +24,8 @@ fn after(position: &Position, intent: &Intent, now: u64) -> Position {
 /// A lease on top of a position, as it is seen.
 fn lease(on: &Position, from: i64, next: i64, name: &str) -> Intent {
     let alone = (next == from + 1).then_some(from);
-    let (seen, without, delivered) = (on.committed, on.done(from), on.delivered(from));
-    Intent::Lease { seen, from, next, without, delivered, alone, lease_ms: LEASE_MS, holder: holder(name) }
+    let (seen, without, delivered, last) = (on.committed, on.done(from), on.delivered(from), next - 1);
+    Intent::Lease { seen, from, last, next, without, delivered, alone, lease_ms: LEASE_MS, holder: holder(name) }
 }
 
 fn take(seen: Option<i64>, next: i64) -> Intent {
@@ -73,7 +73,25 @@ fn accepting_in_parts_and_again() {
     assert_eq!(decide(&whole, &accept("a", None), at(4)), Verdict::Already);
     let next = after(&whole, &lease(&whole, 10, 12, "b"), 5);
     assert_eq!(decide(&next, &accept("a", None), at(6)), Verdict::Already, "also when others have followed");
-    assert_eq!(decide(&whole, &Intent::Release { holder: holder("a") }, at(4)), Verdict::LeaseLost);
+    assert_eq!(decide(&whole, &Intent::Release { holder: holder("a") }, at(4)), Verdict::Settled);
+}
+
+#[test]
+fn with_its_last_record_a_lease_is_accepted_whatever_lies_behind() {
+    // The records 0, 2 and 4 of transactions, whose markers are 1, 3 and 5.
+    let Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder, .. } =
+        lease(&Position::default(), 0, 6, "a")
+    else {
+        panic!("a lease")
+    };
+    let of_transactions = Intent::Lease { seen, from, last: 4, next, without, delivered, alone, lease_ms, holder };
+    let leased = after(&Position::default(), &of_transactions, 0);
+    let part = after(&leased, &accept("a", Some(3)), 1);
+    assert_eq!((part.committed, part.live_lease(1).is_some()), (Some(3), true));
+    let renewed = after(&part, &Intent::Renew { holder: self::holder("a"), lease_ms: 1 }, 2);
+    let whole = after(&renewed, &accept("a", Some(5)), 3);
+    assert_eq!((whole.committed, whole.live_lease(3).is_some()), (Some(6), false));
+    assert_eq!(decide(&whole, &accept("a", Some(5)), at(4)), Verdict::Already);
 }
 
 #[test]
@@ -141,9 +159,12 @@ fn renewing_extends_and_keeping_changes_nothing() {
     assert_eq!(ago(&freshly).map(|ago| ago.as_secs() < 1_000), Some(true));
     let renewed = after(&kept, &Intent::Renew { holder: holder("a"), lease_ms: 2 * LEASE_MS }, 10);
     assert!(renewed.live_lease(2 * LEASE_MS).is_some());
+    // A shorter time does not take away what was promised.
+    let shortly = after(&renewed, &Intent::Renew { holder: holder("a"), lease_ms: 1000 }, 11);
+    assert_eq!(shortly.live_lease(11).map(|lease| lease.until), renewed.live_lease(11).map(|lease| lease.until));
     let settled = after(&renewed, &accept("a", None), 20);
     let renew = Intent::Renew { holder: holder("a"), lease_ms: 1000 };
-    assert_eq!(decide(&settled, &renew, at(21)), Verdict::LeaseLost);
+    assert_eq!(decide(&settled, &renew, at(21)), Verdict::Settled);
 }
 
 #[test]
@@ -269,11 +290,12 @@ fn what_is_left_of_a_lease_after_a_reject_can_be_accepted_or_released() {
     let free = after(&tail, &Intent::Release { holder: holder("a") }, 2);
     assert_eq!((free.committed, done(&free)), (Some(0), vec![7, 8, 9]));
     assert_eq!(decide(&free, &reject_of(Some(&[7]), &all), at(3)), Verdict::LeaseLost);
-    let Intent::Lease { seen, from, next, delivered, alone, lease_ms, holder, .. } = lease(&free, 0, 9, "b") else {
+    let Intent::Lease { seen, from, last, next, delivered, alone, lease_ms, holder, .. } = lease(&free, 0, 9, "b")
+    else {
         panic!("a lease")
     };
     let without = Ranges::default();
-    let with_them = Intent::Lease { seen, from, next, without, delivered, alone, lease_ms, holder };
+    let with_them = Intent::Lease { seen, from, last, next, without, delivered, alone, lease_ms, holder };
     assert_eq!(decide(&free, &with_them, at(3)), Verdict::Moved, "they must be left out");
     let without = free.done(0);
     let next = Intent::Take { seen: Some(0), from: 0, next: 7, without };
