@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route};
 use crate::incoming::Incoming;
+use crate::kafka::producer::Sending;
 use crate::record;
 use crate::writer::Writer;
 
@@ -24,7 +25,7 @@ impl Endpoint for Produce {
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
         // Nothing to wait for: there is one record. (librdkafka's default would add 5 ms.)
-        Writer::start(config, "0").await.map(Self)
+        Writer::start(config, Sending::AtOnce).await.map(Self)
     }
 
     async fn call(&self, may: &May<Write>, call: &Call) -> Result<Reply, Error> {

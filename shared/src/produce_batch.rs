@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::errors::{BoxError, Code, Error};
 use crate::http::{Call, Endpoint, Reply, Route, problem};
 use crate::incoming::{self, Incoming};
-use crate::kafka::producer::Receipt;
+use crate::kafka::producer::{Receipt, Sending};
 use crate::kafka::transaction::Transactions;
 use crate::names::TopicName;
 use crate::record;
@@ -19,10 +19,6 @@ use crate::writer::{Wanted, Writer};
 
 /// The most records of a batch.
 const MAX_RECORDS: usize = 1000;
-
-/// How many milliseconds a record waits for the others of its batch. Without it librdkafka sends the first ones in requests
-/// of their own, and the whole takes a fifth longer (`bench --only batch`).
-const LINGER: &str = "0.3";
 
 /// The most bytes of a record's `id`, as it was sent, without its quotes: it comes back in the answer, which has a limit too.
 const MAX_ID_BYTES: usize = 256;
@@ -45,7 +41,8 @@ impl Endpoint for ProduceBatch {
     type Permission = May<Write>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        let (writer, transactions) = (Writer::start(config, LINGER).await?, Transactions::new(&config.kafka, LINGER));
+        let (writer, transactions) =
+            (Writer::start(config, Sending::Together).await?, Transactions::new(&config.kafka));
         Ok(Self { writer, transactions })
     }
 

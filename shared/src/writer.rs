@@ -13,7 +13,7 @@ use crate::errors::{BoxError, Code, Error};
 use crate::http::Call;
 use crate::http::request::Request;
 use crate::incoming::Incoming;
-use crate::kafka::producer::{NewRecord, Producer, Receipt};
+use crate::kafka::producer::{NewRecord, Producer, Receipt, Sending};
 use crate::kafka::transaction::{Aborted, Transactions};
 use crate::metrics::{self, Direction};
 use crate::names::TopicName;
@@ -42,10 +42,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes the producer, where a record waits `linger` milliseconds for others. Runs in Lambda's init phase.
-    pub async fn start(config: &Config, linger: &str) -> Result<Self, BoxError> {
+    /// Makes the producer. Runs in Lambda's init phase.
+    pub async fn start(config: &Config, sending: Sending) -> Result<Self, BoxError> {
         Ok(Self {
-            producer: Producer::start(&config.kafka, linger, config.request_timeout).await?,
+            producer: Producer::start(&config.kafka, sending, config.request_timeout).await?,
             schemas: Schemas::new(&config.schemas),
             on_invalid: OnInvalid::new(config),
         })

@@ -1,5 +1,6 @@
 //! Producing: one idempotent producer per sandbox, every record acknowledged by all in-sync replicas.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,6 +26,27 @@ const WARM_UP: Duration = Duration::from_millis(1500);
 
 /// How long a call that gave a record up waits for librdkafka's word on it. Within what a deadline keeps back.
 const LAST_WORD: Duration = Duration::from_millis(50);
+
+/// When records are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// Each as soon as it is there.
+    AtOnce,
+    /// All of a call's records of a topic together, when the last of them is there: in fewer requests, which a broker has done
+    /// with sooner. A batch of 1000 takes a fifth less time than with the first ones sent ahead (`bench --only batch`).
+    Together,
+}
+
+impl Sending {
+    /// How many milliseconds librdkafka keeps a record that nobody tells it to send.
+    const fn linger(self) -> &'static str {
+        match self {
+            Self::AtOnce => "0",
+            // Longer than it takes to hand a thousand records over.
+            Self::Together => "5",
+        }
+    }
+}
 
 /// A record on its way to Kafka.
 #[derive(Debug, Default)]
@@ -115,6 +137,9 @@ pub struct Producer {
     replacing: tokio::sync::Mutex<()>,
     topics: Topics,
     auto_create: bool,
+    sending: Sending,
+    /// Whether a thread waits until all that is there is sent: as long as it does, nothing is kept.
+    hurrying: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Producer {
@@ -124,9 +149,9 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Creates the client, off the runtime's own threads. A record waits `linger` milliseconds for others.
-    pub async fn start(config: &KafkaConfig, linger: &str, request_timeout: Duration) -> Result<Self, BoxError> {
-        let mut settings = settings(config, linger);
+    /// Creates the client, off the runtime's own threads.
+    pub async fn start(config: &KafkaConfig, sending: Sending, request_timeout: Duration) -> Result<Self, BoxError> {
+        let mut settings = settings(config, sending.linger());
         // A little less than a call may take, so that what could not be delivered ends with a report. But librdkafka
         // counts from the sending, not from the call's start, and looks once a second: `give_up` does not rely on it.
         let give_up = request_timeout.saturating_sub(Duration::from_millis(250)).max(Duration::from_millis(50));
@@ -139,6 +164,8 @@ impl Producer {
             replacing: tokio::sync::Mutex::new(()),
             topics: Topics::default(),
             auto_create: config.auto_create_topics,
+            sending,
+            hurrying: Arc::default(),
         })
     }
 
@@ -219,6 +246,9 @@ impl Producer {
                 partitions = Err(error.clone());
             }
         }
+        if self.sending == Sending::Together && queued.iter().any(Result::is_ok) {
+            self.hurry(deadline);
+        }
         let mut patience = Patience { until: deadline.instant(), gave_up: None };
         let mut written = Vec::with_capacity(records.len());
         // The last first: those before it have their words by then, and this task wakes once and not with each.
@@ -230,6 +260,19 @@ impl Producer {
         }
         written.reverse();
         written
+    }
+
+    /// Has librdkafka send what it keeps.
+    fn hurry(&self, deadline: Deadline) {
+        if self.hurrying.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (client, hurrying, patience) = (self.client(), Arc::clone(&self.hurrying), deadline.left());
+        tokio::task::spawn_blocking(move || {
+            // What cannot be sent in time, its own report says.
+            let _ = client.send_all(patience);
+            hurrying.store(false, Ordering::SeqCst);
+        });
     }
 
     /// Hands a record to librdkafka. What it refuses here was not sent, so that another try can do no harm.
@@ -531,7 +574,7 @@ mod tests {
             dead_letters: crate::config::DeadLetterConfig::default(),
         };
         let patience = Duration::from_secs(20);
-        let producer = Producer::start(&config, "0", patience).await.expect("a producer");
+        let producer = Producer::start(&config, Sending::AtOnce, patience).await.expect("a producer");
         (producer, TopicName::parse("t").expect("legal"), Deadline::of_invocation(0, patience))
     }
 

@@ -35,6 +35,9 @@ const TRANSACTION: Duration = Duration::from_secs(10);
 /// The most of it that is spent on sending. What is left is for ending it.
 const SENDING: Duration = Duration::from_secs(7);
 
+/// How many milliseconds a record waits for the others of its transaction, where there are any.
+const LINGER: &str = "0.3";
+
 /// How long one try to abort takes. Each first takes back the records that are queued; but one that comes back from the
 /// broker for another try just then is sent no more and waited for, until the next try takes it back as well.
 const ABORTING: Duration = Duration::from_millis(50);
@@ -67,9 +70,9 @@ impl std::fmt::Debug for Transactions {
 }
 
 impl Transactions {
-    /// Makes no client yet: most sandboxes never need one. In it a record waits `linger` milliseconds for others.
-    pub fn new(config: &KafkaConfig, linger: &str) -> Self {
-        let mut settings = producer::settings(config, linger);
+    /// Makes no client yet: most sandboxes never need one.
+    pub fn new(config: &KafkaConfig) -> Self {
+        let mut settings = producer::settings(config, LINGER);
         settings
             .set("transactional.id", transactional_id(rand::random()))
             .set("transaction.timeout.ms", TRANSACTION.as_millis().to_string())
