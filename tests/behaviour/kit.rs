@@ -71,6 +71,16 @@ impl Raw {
     }
 }
 
+/// Bytes that no compression makes fewer.
+pub(crate) fn noise(count: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    };
+    (0..count).map(|_| next()).collect()
+}
+
 /// Writes records past the gateway, in order.
 pub(crate) async fn write(topic: &str, records: &[Raw]) {
     write_on(&Stack::shared().await.bootstrap(), topic, records).await;

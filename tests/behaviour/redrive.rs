@@ -12,7 +12,7 @@ use tests::{Api, Event, Function, Stack};
 
 use crate::acl::{CLAIMS, user};
 use crate::consume::{committed, fill, offsets, raw_consumer};
-use crate::kit::{Raw, refused, write, write_on};
+use crate::kit::{Raw, noise, refused, write, write_on};
 use crate::secured::{SECURED, function_as, secured};
 use crate::wire::{ACKNOWLEDGE, Case, cases, each};
 use crate::world::{
@@ -256,7 +256,7 @@ async fn a_letter_that_cannot_go_back_is_named_and_those_before_it_go() {
     let (stack, topic) = (Stack::shared().await, topic(1).await);
     let server = stack.bootstrap();
     let dlq = dead_letter_topic(&server, &topic, 1).await;
-    write(&dlq, &[Raw::value(0, "0"), Raw::value(0, "1"), Raw::value(0, vec![b'x'; 40_000]), Raw::value(0, "3")]).await;
+    write(&dlq, &[Raw::value(0, "0"), Raw::value(0, "1"), Raw::value(0, noise(40_000)), Raw::value(0, "3")]).await;
     let small = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "20000");
     admin(&server).alter_configs([&small], &AdminOptions::new()).await.expect("an answer");
     let redriver = function("redrive").await;
@@ -280,7 +280,7 @@ async fn large_letters_go_back_in_several_transactions() {
     let (stack, topic) = (Stack::shared().await, topic(1).await);
     let server = stack.bootstrap();
     let dlq = dead_letter_topic(&server, &topic, 1).await;
-    let letters: Vec<Raw> = (0..9).map(|n| Raw::value(0, vec![b'0' + n; 900_000])).collect();
+    let letters: Vec<Raw> = (0..9).map(|n| Raw::value(0, [vec![b'0' + n], noise(900_000)].concat())).collect();
     write(&dlq, &letters).await;
     let redriver = function_with("redrive", &[("KAFKA_REQUEST_TIMEOUT_MS", "25000")]).await;
     assert_eq!(redrive(&redriver, &topic, &json!({})).await.ok()["redriven"], 9);

@@ -77,7 +77,7 @@ pub fn settings(config: &KafkaConfig) -> Settings {
     if settings.get("compression.type").or_else(|| settings.get("compression.codec")).is_none() {
         // A topic's limit is for records as they lie there. One whose producer compressed it must fit again, as a letter and on
         // its way back. Every client reads this kind.
-        settings.set("compression.type", "gzip");
+        settings.set("compression.type", "gzip").set("compression.level", "1");
     }
     settings
 }
