@@ -193,6 +193,7 @@ mod tests {
     const ORDER: &str = r#"syntax = "proto3";
         package shop;
         import "google/protobuf/timestamp.proto";
+        import "google/protobuf/struct.proto";
         import "google/protobuf/wrappers.proto";
         import "shop/money.proto";
         message Order {
@@ -208,6 +209,7 @@ mod tests {
             oneof how { string card = 8; bool cash = 9; }
             repeated float weights = 10;
             google.protobuf.Int64Value boxed = 11;
+            google.protobuf.Struct any = 12;
         }
         message Other { uint32 n = 1; }"#;
 
@@ -225,6 +227,10 @@ mod tests {
         assert_eq!(order().decode(&bytes[..bytes.len() - 1]), None);
         // Names as in the .proto, and numbers instead of strings, are taken as well.
         assert!(order().encode(r#"{"id":5,"state":1,"cash":true}"#).is_ok());
+        // Members of a Struct are nobody's fields.
+        let free = r#"{"any":{"numberValue":"12 apples","string_value":{"fields":1e300}}}"#;
+        let back = order().decode(&order().encode(free).expect("fits")).expect("whole");
+        assert!(back.contains(r#""numberValue":"12 apples""#), "{back}");
         // Also whole numbers that are written with a point or an exponent, as far as a double holds them.
         let bytes = order().encode(r#"{"id":-9007199254740991.0,"lines":[{"count":1e3}],"boxed":7}"#).expect("fits");
         let back = order().decode(&bytes).expect("whole");
@@ -234,10 +240,14 @@ mod tests {
     #[test]
     fn what_proto2_requires_must_be_there() {
         let file = Protobuf::parse(
-            r#"syntax = "proto2"; message A { required int32 a = 1; optional B b = 2; } message B { required string c = 1; }"#,
+            r#"syntax = "proto2"; import "google/protobuf/struct.proto";
+                message A { required int32 a = 1; optional B b = 2; optional V v = 3; }
+                message B { required string c = 1; }
+                message V { required google.protobuf.Value v = 1; }"#,
             &[],
         );
         let file = file.expect("a schema");
+        assert!(file.encode(r#"{"a":1,"v":{"v":null}}"#).is_ok(), "null is a value there");
         assert!(file.encode(r#"{"a":0}"#).is_ok() && file.encode(r#"{"a":1,"b":{"c":""}}"#).is_ok());
         for (json, pointer, field) in [("{}", "", "a"), (r#"{"a":1,"b":{}}"#, "/b", "c"), (r#"{"a":null}"#, "", "a")] {
             let wrong = file.encode(json).expect_err(json);

@@ -1,5 +1,6 @@
 //! What must be true of proto3 JSON before prost-reflect reads it, since it writes something else than was sent where it is not:
-//! numbers that a double cannot hold, fields that stand twice, required fields (proto2) that do not stand there.
+//! numbers that a double cannot hold, fields that stand twice, required fields (proto2) that do not stand there. What a
+//! `google.protobuf.Any` holds is not looked into.
 //!
 //! The rules: <https://protobuf.dev/programming-guides/json/>.
 
@@ -25,7 +26,8 @@ pub(super) struct Strict<'a> {
 
 impl Strict<'_> {
     fn below(&self, name: &str) -> Self {
-        Self { place: self.place.as_ref().and_then(|place| place.below(name)), ..*self }
+        let place = self.place.as_ref().filter(|place| !is_free(place));
+        Self { place: place.and_then(|place| place.below(name)), ..*self }
     }
 
     fn refuse<E: Error>(&self, expected: String) -> E {
@@ -50,7 +52,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<bool, E> {
-        Ok(false)
+        Ok(self.place.as_ref().is_some_and(has_null))
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<bool, E> {
@@ -92,7 +94,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
         let message = match &self.place {
-            Some(Place::One(Kind::Message(message))) => Some(message),
+            Some(place @ Place::One(Kind::Message(message))) if !is_free(place) => Some(message),
             _ => None,
         };
         let mut names = HashSet::new();
@@ -112,6 +114,23 @@ impl<'de> Visitor<'de> for Strict<'_> {
             Some(field) => Err(self.refuse(format!("the field {}, which is required", field.name()))),
             None => Ok(true),
         }
+    }
+}
+
+/// Whether the JSON of a message has its own members, and not the message's fields.
+fn is_free(place: &Place) -> bool {
+    matches!(place, Place::One(Kind::Message(message)) if matches!(
+        message.full_name(),
+        "google.protobuf.Struct" | "google.protobuf.Value" | "google.protobuf.ListValue" | "google.protobuf.Any"
+    ))
+}
+
+/// Whether `null` is a value there.
+fn has_null(place: &Place) -> bool {
+    match place {
+        Place::One(Kind::Message(message)) => message.full_name() == "google.protobuf.Value",
+        Place::One(Kind::Enum(kind)) => kind.full_name() == "google.protobuf.NullValue",
+        _ => false,
     }
 }
 
