@@ -2,6 +2,7 @@
 //! fit; written; counted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -55,9 +56,16 @@ impl Writer {
     /// stays the error that it is.
     pub async fn write(&self, wanted: &[Result<Wanted<'_>, Error>], call: &Call) -> Vec<Result<Receipt, Error>> {
         let encoded = self.encode(wanted, call).await;
+        let topics = by_topic(wanted, &encoded);
+        let unqueued = AtomicUsize::new(topics.len());
+        let queued = || {
+            if unqueued.fetch_sub(1, Ordering::Relaxed) == 1 {
+                self.producer.hurry(call.deadline);
+            }
+        };
         // A topic that makes its records wait makes no others wait.
-        let written = join_all(by_topic(wanted, &encoded).into_iter().map(async |OfTopic { to, places, records }| {
-            let results = self.producer.produce(to, &records, call.deadline).await;
+        let written = join_all(topics.into_iter().map(async |OfTopic { to, places, records }| {
+            let results = self.producer.produce(to, &records, call.deadline, queued).await;
             self.count(to.topic(), records.into_iter().zip(&results));
             places.into_iter().zip(results).collect::<Vec<_>>()
         }));

@@ -1,6 +1,5 @@
 //! Producing: one idempotent producer per sandbox, every record acknowledged by all in-sync replicas.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -32,8 +31,9 @@ const LAST_WORD: Duration = Duration::from_millis(50);
 pub enum Sending {
     /// Each as soon as it is there.
     AtOnce,
-    /// All of a call's records of a topic together, when the last of them is there: in fewer requests, which a broker has done
-    /// with sooner. A batch of 1000 takes a fifth less time than with the first ones sent ahead (`bench --only batch`).
+    /// All of a call's records together, when the last of them is there ([`Producer::hurry`]): in fewer requests, which a
+    /// broker has done with sooner. A batch of 1000 takes a fifth less time than with the first ones sent ahead
+    /// (`bench --only batch`).
     Together,
 }
 
@@ -42,7 +42,8 @@ impl Sending {
     const fn linger(self) -> &'static str {
         match self {
             Self::AtOnce => "0",
-            // Longer than it takes to hand a thousand records over.
+            // Longer than it takes to hand a thousand records over; and no longer, as a topic of a batch may have to be
+            // looked up first, which the others do not wait for.
             Self::Together => "5",
         }
     }
@@ -138,8 +139,6 @@ pub struct Producer {
     topics: Topics,
     auto_create: bool,
     sending: Sending,
-    /// Whether a thread waits until all that is there is sent: as long as it does, nothing is kept.
-    hurrying: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Producer {
@@ -165,11 +164,11 @@ impl Producer {
             topics: Topics::default(),
             auto_create: config.auto_create_topics,
             sending,
-            hurrying: Arc::default(),
         })
     }
 
     /// Writes records of one topic, in their order, and waits until all in-sync replicas have them: what became of each.
+    /// `queued` is called when all are with librdkafka, and nothing was waited for yet.
     ///
     /// Errors: `404` for an unknown topic or partition, `413` for a record the topic does not take, `503` where Kafka
     /// cannot be reached, `504` with `"outcome": "unknown"` where it did not answer in time: the record may have been
@@ -179,8 +178,9 @@ impl Producer {
         to: &Authorized<Write>,
         records: &[&NewRecord],
         deadline: Deadline,
+        queued: impl FnOnce(),
     ) -> Vec<Result<Receipt, Error>> {
-        let together = self.write(to.topic(), records, deadline).await;
+        let together = self.write(to.topic(), records, deadline, queued).await;
         let mut results = Vec::with_capacity(records.len());
         for (record, written) in records.iter().zip(together) {
             results.push(match written {
@@ -221,7 +221,7 @@ impl Producer {
     }
 
     async fn write_alone(&self, topic: &TopicName, record: &NewRecord, deadline: Deadline) -> Result<Receipt, Error> {
-        let written = self.write(topic, &[record], deadline).await.pop();
+        let written = self.write(topic, &[record], deadline, || self.hurry(deadline)).await.pop();
         self.verdict(topic, written.unwrap_or_else(|| Err(Failure::Unknown(None))))
     }
 
@@ -231,6 +231,7 @@ impl Producer {
         topic: &TopicName,
         records: &[&NewRecord],
         deadline: Deadline,
+        all_queued: impl FnOnce(),
     ) -> Vec<Result<Receipt, Failure>> {
         let mut queued = Vec::with_capacity(records.len());
         let mut partitions = self.partitions(topic, highest(records), deadline).await;
@@ -246,9 +247,7 @@ impl Producer {
                 partitions = Err(error.clone());
             }
         }
-        if self.sending == Sending::Together && queued.iter().any(Result::is_ok) {
-            self.hurry(deadline);
-        }
+        all_queued();
         let mut patience = Patience { until: deadline.instant(), gave_up: None };
         let mut written = Vec::with_capacity(records.len());
         // The last first: those before it have their words by then, and this task wakes once and not with each.
@@ -262,17 +261,13 @@ impl Producer {
         written
     }
 
-    /// Has librdkafka send what it keeps.
-    fn hurry(&self, deadline: Deadline) {
-        if self.hurrying.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (client, hurrying, patience) = (self.client(), Arc::clone(&self.hurrying), deadline.left());
-        tokio::task::spawn_blocking(move || {
+    /// Has librdkafka send what it keeps: a call has no more. While it is at that, nothing is kept.
+    pub fn hurry(&self, deadline: Deadline) {
+        if self.sending == Sending::Together {
+            let (client, patience) = (self.client(), deadline.left());
             // What cannot be sent in time, its own report says.
-            let _ = client.send_all(patience);
-            hurrying.store(false, Ordering::SeqCst);
-        });
+            tokio::task::spawn_blocking(move || client.send_all(patience));
+        }
     }
 
     /// Hands a record to librdkafka. What it refuses here was not sent, so that another try can do no harm.
