@@ -257,12 +257,17 @@ impl Ask {
             }
             listed.push(entry);
         }
+        let lease = until.map(|until| json!({ "token": self.token.encode(), "expires_at": until }));
         if let Some(error) = worst {
-            return Err(error.with("results", listed));
+            let error = error.with("results", listed);
+            return Err(match lease {
+                Some(lease) => error.with("lease", lease),
+                None => error,
+            });
         }
         let mut body = json!({ "results": &listed });
-        match until {
-            Some(until) => body["lease"] = json!({ "token": self.token.encode(), "expires_at": until }),
+        match lease {
+            Some(lease) => body["lease"] = lease,
             None if self.kind == Type::Renew => {
                 let detail = "The lease is over: all of its records were accepted or rejected";
                 return Err(Error::new(Code::LeaseLost, detail).with("results", listed));

@@ -161,12 +161,14 @@ fn read<'a>(
     (id, read.and_then(|incoming| Ok((may.on(incoming.topic().clone())?, incoming))))
 }
 
-/// Whether an `id` comes back as it is, wherever the answer has it: JSON's grammar allows text and numbers that are none.
+/// Whether an `id` can come back wherever the answer has it: JSON's grammar allows text and numbers that are none, and a whole
+/// number of more than 64 bits would be another one there. A decimal is the same double.
 fn is_legal(id: &str) -> bool {
     match serde_json::from_str(id) {
         Ok(Value::String(_)) => id.len() <= MAX_ID_BYTES + 2,
-        // A whole number of more than 64 bits would come back as another one.
-        Ok(Value::Number(number)) => id.len() <= MAX_ID_BYTES && (!number.is_f64() || id.contains(['.', 'e', 'E'])),
+        Ok(Value::Number(number)) => {
+            id.len() <= MAX_ID_BYTES && (!number.is_f64() || id == "-0" || id.contains(['.', 'e', 'E']))
+        }
         _ => false,
     }
 }

@@ -194,6 +194,9 @@ impl Session {
                         continue;
                     }
                     Some(Hurdle::Lost) => {
+                        if let Some((at, error)) = learned.unburied.drain().next() {
+                            return Err(self.about(at, error));
+                        }
                         let detail = "There are records, but other calls were faster for as long as this one had time";
                         return Err(Error::new(Code::Throttled, detail));
                     }

@@ -43,7 +43,7 @@ impl Session {
         offset: i64,
         size: usize,
     ) -> Result<Option<Error>, Error> {
-        let Some(seen) = seen else { return Ok(None) };
+        let Some(seen) = seen.filter(|seen| seen.from <= offset) else { return Ok(None) };
         let detail = "The next record of this partition does not fit into one answer (max_bytes)";
         let error = Error::new(Code::RecordTooLarge, detail).with("offset", offset).with("size", size);
         let error = self.about(seen.at, error).with("group_id", self.group.id.as_str());
