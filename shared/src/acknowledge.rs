@@ -257,6 +257,10 @@ impl Ask {
             }
             listed.push(entry);
         }
+        if self.kind == Type::Renew && until.is_none() {
+            let detail = "The lease is over: all of its records were accepted or rejected";
+            worst.get_or_insert_with(|| Error::new(Code::LeaseLost, detail));
+        }
         let lease = until.map(|until| json!({ "token": self.token.encode(), "expires_at": until }));
         if let Some(error) = worst {
             let error = error.with("results", listed);
@@ -265,14 +269,9 @@ impl Ask {
                 None => error,
             });
         }
-        let mut body = json!({ "results": &listed });
-        match lease {
-            Some(lease) => body["lease"] = lease,
-            None if self.kind == Type::Renew => {
-                let detail = "The lease is over: all of its records were accepted or rejected";
-                return Err(Error::new(Code::LeaseLost, detail).with("results", listed));
-            }
-            None => {}
+        let mut body = json!({ "results": listed });
+        if let Some(lease) = lease {
+            body["lease"] = lease;
         }
         Ok(Reply::json(200, body.to_string()))
     }

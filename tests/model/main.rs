@@ -40,7 +40,8 @@
 //!
 //! # What is left out
 //!
-//! Other partitions (nothing is shared among them), offsets without a record (markers of transactions), what records hold and how large they are, logs that are cut off,
+//! Other partitions (nothing is shared among them), offsets without a record (markers of transactions), what records hold
+//! and how large they are, logs that are cut off,
 //! live members of the group, positions that expire, courtesy and pauses (they choose among interleavings, and all of
 //! them are explored), the window of fetched records, principals, and `KAFKA_CONSUME_DELIVERY=shared`, which promises less.
 //! A function serves one call at a time here: in a sandbox, a partition's slot has one owner at a time too. A thread that

@@ -17,8 +17,8 @@ use super::{Place, field};
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Reads a value at a place of the schema (none, where there is nothing to say of it), for its faults alone: whether it is
-/// something other than `null`, which is as if it were not there. What the place
-/// asks for beyond its type is left in `expected`.
+/// something other than `null`, which is as if it were not there. What the place asks for beyond its type is left in
+/// `expected`.
 pub(super) struct Strict<'a> {
     pub(super) place: Option<Place>,
     pub(super) expected: &'a RefCell<Option<String>>,
