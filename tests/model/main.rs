@@ -268,6 +268,10 @@ fn no_step_can_be_left_out() {
     let crowded = Bounds { crowds: 1, ..AUTO };
     fails("not found is not done", without(LeftOut::BaseNonce, crowded), Property::NothingLost);
     fails("a pending transaction is waited for", without(LeftOut::Unblock, AUTO), Property::NoDeadEnd);
+    let leases = Bounds { batches: &[2], manual: 2, ticks: 1, ..Bounds::QUIET };
+    for step in [LeftOut::Claim, LeftOut::SecondRead, LeftOut::StableRead] {
+        fails("leases without it", without(step, leases.clone()), Property::OneLiveHolder);
+    }
     let reset = Bounds { begins: Some(1), manual: 1, acknowledge: 1, resets: 1, ..Bounds::QUIET };
     fails("leases beside any offset", without(LeftOut::Binding, reset), Property::NothingLost);
 }
