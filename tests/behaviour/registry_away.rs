@@ -9,8 +9,10 @@ use crate::batch::{batch, results};
 use crate::consume::committed;
 use crate::consume_batch;
 use crate::fetch::fetch;
+use crate::kit::{self, Raw};
 use crate::registry::{Door, Front, register};
 use crate::schemas::{ORDER, with_registry, written};
+use crate::wire::ACKNOWLEDGE;
 use crate::world::{Answer, call, consume, function_with, produce, topic, unique};
 
 /// What a call may take by default (`KAFKA_REQUEST_TIMEOUT_MS`). A registry that hangs takes 2 s of it.
@@ -207,6 +209,54 @@ async fn readers_show_their_credentials_too() {
             unavailable(&answer);
             let said = format!("{}{}{}", answer.body, reader.log_text(), stranger.log_text());
             assert!(!said.contains("s3cret") && !said.contains("wr0ng"), "{name}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_needs_the_registry_keeps_no_other_from_its_readers() {
+    let topic = topic(2).await;
+    register(&format!("{topic}-value"), "AVRO", ORDER, &json!([])).await;
+    let producer = with_registry("produce", &[]).await;
+    let mut record = order(&topic);
+    record["partition"] = json!(0);
+    for _ in 0..3 {
+        produce(&producer, &record).await.ok();
+    }
+    let mut plain = 0;
+    for ack in ["auto", "manual"] {
+        for (url, front) in away().await {
+            let (group, url) = (unique("group"), [("SCHEMA_REGISTRY_URL", url.as_str())]);
+            let consumer = function_with("consume", &url).await;
+            let (acker, format) = (function_with("acknowledge", &[]).await, format!("&value_format=avro&ack={ack}"));
+            let ask = async |more: &str| in_time(consume(&consumer, &topic, &group, &format!("{format}{more}"))).await;
+            for offset in 0..plain + 3 {
+                if offset >= plain {
+                    kit::write(&topic, &[Raw::value(1, "plain")]).await;
+                }
+                let mut answer = ask("&limit=1").await;
+                if answer.status != 200 {
+                    // It had its turn. Now the other has.
+                    unavailable(&answer);
+                    answer = ask("&limit=1").await;
+                }
+                let message = &answer.messages()[0];
+                assert_eq!((&message["partition"], &message["offset"]), (&json!(1), &json!(offset)), "{answer:?}");
+                if ack == "manual" {
+                    let body = json!({ "token": answer.body["lease"]["token"], "type": "accept" });
+                    call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok();
+                }
+            }
+            plain += 3;
+            unavailable(&ask("").await);
+            if let Some(front) = front {
+                front.set(Door::Open);
+                // Another one, which has not left the registry alone.
+                let consumer = function_with("consume", &url).await;
+                let rest = consume(&consumer, &topic, &group, &format).await;
+                let ids: Vec<&Value> = rest.messages().iter().map(|message| &message["value"]["id"]).collect();
+                assert_eq!(ids, [1, 1, 1], "{rest:?}");
+            }
         }
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Seen {
     pub(super) position: Position,
     pub(super) from: i64,
     pub(super) end: i64,
+    /// See [`Hint::failed`](crate::kafka::handover::Hint::failed).
+    pub(super) failed: u64,
 }
 
 impl Seen {
@@ -50,9 +52,9 @@ impl Seen {
         self.position.mark.as_ref().map_or(Duration::MAX, Mark::age)
     }
 
-    /// When it was served last, milliseconds since 1970.
-    fn served(&self) -> u64 {
-        self.position.mark.as_ref().map_or(0, |mark| mark.at)
+    /// When it had its turn last, milliseconds since 1970: it was served, by whomever, or has failed this sandbox.
+    fn last_turn(&self) -> u64 {
+        self.position.mark.as_ref().map_or(0, |mark| mark.at).max(self.failed)
     }
 }
 
@@ -117,7 +119,8 @@ impl Session {
                         self.parts.consumers.newest(&self.topics[at.0].from, at.1, position)
                     };
                     let from = position.committed.or(start).unwrap_or(end);
-                    seen.push(Seen { at, position, from, end });
+                    let failed = self.parts.consumers.hint(&self.topics[at.0].from, at.1).failed();
+                    seen.push(Seen { at, position, from, end, failed });
                 }
                 (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
                     tracing::debug!(%error, topic = %self.topic(at), partition = at.1, "a partition cannot be seen");
@@ -190,15 +193,16 @@ impl Learned {
 }
 
 /// Puts partitions with records into the order of their turns: first those in nobody else's hands; of these one of each
-/// topic, the topic that was served longest ago first, then another one of each. Within a topic, too, the one comes first
-/// that was served longest ago.
+/// topic, the topic whose last turn is longest ago first, then another one of each. Within a topic, too, the one comes first
+/// whose last turn is longest ago. To fail is a turn as well: a partition that cannot be read just now fails a call, and not
+/// each call before the others are asked.
 pub(super) fn order(mut waiting: Vec<&Seen>, me: u32) -> Vec<&Seen> {
     // Equal ones in any order, so that functions that start together do not all want the same.
-    waiting.sort_by_cached_key(|seen| (seen.is_others(me), seen.served(), rand::random::<u32>()));
-    let mut last_served = HashMap::new();
+    waiting.sort_by_cached_key(|seen| (seen.is_others(me), seen.last_turn(), rand::random::<u32>()));
+    let mut last_turns = HashMap::new();
     for seen in &waiting {
-        let served: &mut u64 = last_served.entry(seen.at.0).or_default();
-        *served = seen.served().max(*served);
+        let last: &mut u64 = last_turns.entry(seen.at.0).or_default();
+        *last = seen.last_turn().max(*last);
     }
     let mut before = HashMap::<usize, usize>::new();
     let mut turns: Vec<_> = waiting
@@ -206,7 +210,7 @@ pub(super) fn order(mut waiting: Vec<&Seen>, me: u32) -> Vec<&Seen> {
         .map(|seen| {
             let rank = before.entry(seen.at.0).or_default();
             *rank += 1;
-            ((seen.is_others(me), *rank, last_served[&seen.at.0]), seen)
+            ((seen.is_others(me), *rank, last_turns[&seen.at.0]), seen)
         })
         .collect();
     turns.sort_by_key(|(turn, _)| *turn);
@@ -222,7 +226,7 @@ mod tests {
     fn seen(at: At, served: Option<u64>) -> Seen {
         let stamp = |now| Stamp { nonce: 0, sandbox: 1, now };
         let mark = served.map(|now| Mark::next(None, 0, stamp(now)));
-        Seen { at, position: Position { committed: Some(0), mark }, from: 0, end: 10 }
+        Seen { at, position: Position { committed: Some(0), mark }, from: 0, end: 10, failed: 0 }
     }
 
     #[test]
@@ -243,5 +247,9 @@ mod tests {
         let turns = |me| order(busy.iter().collect(), me).iter().map(|seen| seen.at).collect::<Vec<_>>();
         assert_eq!(turns(2), [(1, 0), (1, 1), (0, 0)]);
         assert_eq!(turns(1), [(1, 0), (0, 0), (1, 1)]);
+        // One that has failed waits until the others have had their turns since.
+        let failed = |when| [Seen { failed: when, ..seen((0, 0), Some(10)) }, seen((0, 1), Some(30))];
+        let turns = |when| order(failed(when).iter().collect(), 1).iter().map(|seen| seen.at).collect::<Vec<_>>();
+        assert_eq!((turns(20), turns(40)), (vec![(0, 0), (0, 1)], vec![(0, 1), (0, 0)]));
     }
 }

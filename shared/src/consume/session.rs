@@ -248,7 +248,7 @@ impl Session {
         let of: Vec<_> = self.topics.iter().map(|asked| &asked.from).collect();
         let Some((at, from, end)) = self.parts.consumers.at_hand(&of, limit) else { return Ok(None) };
         let position = Position { committed: Some(from), ..Position::default() };
-        let outcome = self.take(&[&Seen { at, position, from, end }], learned).await?;
+        let outcome = self.take(&[&Seen { at, position, from, end, failed: 0 }], learned).await?;
         if !outcome.undecided.is_empty() {
             return Err(undecided(self, outcome.undecided));
         }

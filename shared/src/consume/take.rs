@@ -136,7 +136,7 @@ impl Session {
             awaited.insert(seen.at, Arc::clone(&committing));
             let (deadline, runtime) = (self.deadline, Handle::current());
             running.spawn_blocking(move || {
-                let Seen { at, position, from, end } = seen;
+                let Seen { at, position, from, end, .. } = seen;
                 let ask = Ask { seen: position, from, end, records: limit, bytes: budget, alone, ack };
                 let mut messages = Vec::new();
                 let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
@@ -149,6 +149,9 @@ impl Session {
                     messages = choose(records, origin.clone(), &rendering, attempt, limit, budget);
                     Ok(messages.len())
                 });
+                if matches!(taken, Err(_) | Ok(Taken::Unburied(_))) {
+                    slot.note_failed();
+                }
                 (at, taken, messages)
             });
         }
@@ -298,7 +301,7 @@ mod tests {
     use crate::kafka::position::Position;
 
     fn seen(topic: usize, partition: i32, records: i64) -> Seen {
-        Seen { at: (topic, partition), position: Position::default(), from: 100, end: 100 + records }
+        Seen { at: (topic, partition), position: Position::default(), from: 100, end: 100 + records, failed: 0 }
     }
 
     fn shares(waiting: &[Seen], limits: &[usize], total: usize) -> Vec<(usize, usize)> {

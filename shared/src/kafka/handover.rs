@@ -47,6 +47,8 @@ pub struct Hint {
     barren: Option<(i64, i64, u64)>,
     /// Where a record waits that was too large for its share of an answer.
     oversized: Option<i64>,
+    /// When a call came away from here with an error, milliseconds since 1970; 0, if none did.
+    failed: u64,
 }
 
 /// How long a partition is taken to be barren. A fetch may have been answered by a follower that lags behind.
@@ -63,6 +65,11 @@ impl Hint {
     /// Whether the record at `from` wants an answer for itself.
     pub fn is_oversized(&self, from: i64) -> bool {
         self.oversized == Some(from)
+    }
+
+    /// When a call came away from here with an error, milliseconds since 1970.
+    pub fn failed(&self) -> u64 {
+        self.failed
     }
 }
 
@@ -177,6 +184,11 @@ impl Slot {
     /// What is known of the partition.
     pub fn hint(&self) -> Hint {
         self.hint
+    }
+
+    /// A call comes away from here with an error.
+    pub fn note_failed(&mut self) {
+        self.hint.failed = now_ms();
     }
 
     /// The position that this sandbox has committed on top of the one that was seen, if it has, and still has the claim. Kafka says that a transaction is committed some milliseconds before a glance shows it.
