@@ -72,7 +72,7 @@ impl Session {
         });
         match taken.await? {
             Taken::Records { until, .. } => Ok(Some(error.with("lease", self.lease(&[seen.at], until)))),
-            Taken::Undecided(error) => Err(error),
+            Taken::Undecided(error) => Err(undecided(self, vec![(seen.at, error)])),
             _ => Ok(None),
         }
     }

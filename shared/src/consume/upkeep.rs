@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::look::Seen;
 use super::session::{ABREAST, CONTEST_END, Learned, Session};
+use super::take::undecided;
 use crate::errors::{Code, Error};
 use crate::kafka::consumers::blocking;
 use crate::kafka::decide::Intent;
@@ -92,16 +93,16 @@ impl Session {
     /// Commits a partition's position where it is. Whether it was done: not, if another call was faster.
     async fn keep(&self, seen: &Seen, renewal: bool) -> Result<bool, Error> {
         let Some(mut slot) = self.slot(seen.at)? else { return Ok(false) };
-        let (parts, seen) = (Arc::clone(&self.parts), seen.clone());
-        blocking(self.deadline, move |until| {
-            let intent = Intent::Keep { seen: seen.position.committed, from: seen.from, renewal };
+        let (parts, position) = (Arc::clone(&self.parts), seen.position.clone());
+        let intent = Intent::Keep { seen: position.committed, from: seen.from, renewal };
+        let stepped = blocking(self.deadline, move |until| {
             let committing = AtomicBool::new(false);
-            match slot.step(parts.consumers.tools(until, &committing), &intent, Some(&seen.position), None)? {
-                Stepped::Committed(_) => Ok(true),
-                Stepped::Refused(..) | Stepped::Fenced => Ok(false),
-                Stepped::Undecided(error) => Err(error),
-            }
-        })
-        .await
+            slot.step(parts.consumers.tools(until, &committing), &intent, Some(&position), None)
+        });
+        match stepped.await? {
+            Stepped::Committed(_) => Ok(true),
+            Stepped::Refused(..) | Stepped::Fenced => Ok(false),
+            Stepped::Undecided(error) => Err(undecided(self, vec![(seen.at, error)])),
+        }
     }
 }
