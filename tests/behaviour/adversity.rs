@@ -16,7 +16,7 @@ use crate::world::{admin, call, consume, function, function_with, topic, unique}
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn at(topic: &str, partition: i32, offset: i64) -> TopicPartitionList {
+pub(crate) fn at(topic: &str, partition: i32, offset: i64) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset");
     list

@@ -50,6 +50,9 @@ const ASK: (Duration, Duration) = (Duration::from_millis(3), Duration::from_mill
 /// How long it may be a matter of moments: others end their transactions.
 const MOMENTS: Duration = Duration::from_millis(300);
 
+/// A step does not begin to commit with less time left than this; three times as much, where it is read back.
+pub(super) const COMMIT: Duration = Duration::from_millis(50);
+
 /// How much later than it was told librdkafka may say that it has waited in vain.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -87,7 +90,7 @@ pub fn settings(config: &KafkaConfig) -> Settings {
 pub enum Committed {
     /// It is done.
     Yes,
-    /// It is not done and never will be: somebody else has claimed the position.
+    /// It is not done and never will be: somebody else has claimed the position, or a tool has set it.
     Fenced,
     /// It may be done or not; [`Claim::settle`] finds out.
     Undecided(KafkaError),
@@ -166,6 +169,9 @@ impl Claim {
     /// Commits the mark's offset, with the mark, and with dead letters, if there are any: all of it or nothing. After
     /// anything but `Ok(Committed::Yes)` the claim is used up and must be dropped.
     ///
+    /// Letters come with the position that they are of. To make their topic and to write them takes seconds at worst; so
+    /// it is read again then, as a tool needs no claim to set it.
+    ///
     /// `committing` is set when the outcome begins to be open.
     ///
     /// Errors: `409 group_in_use` (by the coordinator, or by the group's description: see [`Guard`](super::brokers::Guard)),
@@ -173,7 +179,7 @@ impl Claim {
     pub fn commit(
         &self,
         mark: &Mark,
-        letters: Option<&Letters>,
+        letters: Option<(&Letters, &Position)>,
         until: Instant,
         committing: &AtomicBool,
     ) -> Result<Committed, Error> {
@@ -186,7 +192,7 @@ impl Claim {
             Err(error) => return Err(unreachable(error)),
         }
         if let Err((offset, error)) =
-            letters.map_or(Ok(()), |letters| self.write(letters, until.min(Instant::now() + LETTERS)))
+            letters.map_or(Ok(()), |(letters, _)| self.write(letters, until.min(Instant::now() + LETTERS)))
         {
             let _ = self.producer.abort_transaction(patience(until));
             let fenced = self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code));
@@ -195,6 +201,15 @@ impl Claim {
             } else {
                 Err(unwritten(&error).with("offset", offset).source(error))
             };
+        }
+        if let Some((_, base)) = letters {
+            match self.position(until) {
+                Ok(position) if position == *base => {}
+                moved => {
+                    let _ = self.producer.abort_transaction(patience(until));
+                    return moved.map(|_| Committed::Fenced);
+                }
+            }
         }
         if let Err(error) = self.add(offsets, metadata, patience(until))? {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
@@ -209,8 +224,8 @@ impl Claim {
         }
         // Said before the clock is read: who gives up on this step in between must not take it for one that ends here.
         committing.store(true, Ordering::SeqCst);
-        if Instant::now() >= until {
-            // Nobody waits for it any more: records must not be committed for no one.
+        if until.saturating_duration_since(Instant::now()) < COMMIT {
+            // Hardly anybody waits for it any more: records must not be committed for no one.
             let _ = self.producer.abort_transaction(STEP);
             committing.store(false, Ordering::SeqCst);
             return Err(Deadline::exceeded());

@@ -5,11 +5,11 @@ mod redrive;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::burial::Cargo;
 pub use self::redrive::{Return, Returned};
-use super::claim::{Claim, Claimant, Committed};
+use super::claim::{COMMIT, Claim, Claimant, Committed};
 use super::client::Settings;
 use super::dead_letters::DeadLetters;
 use super::decide::{Intent, Verdict, decide, is_suspect};
@@ -72,9 +72,6 @@ impl Hint {
         self.failed
     }
 }
-
-/// A step does not begin to commit with less time left than this; three times as much, where it is read back.
-const COMMIT: Duration = Duration::from_millis(50);
 
 /// What every step of a sandbox has in common.
 #[derive(Debug, Clone, Copy)]
@@ -407,11 +404,13 @@ impl Slot {
                 Err(error) => Err(error),
             };
         };
-        let undone = |error| match (cargo, &letters) {
+        let letters = letters.as_deref();
+        let undone = |error| match (cargo, letters) {
             (Some(cargo), Some(letters)) => cargo.undone(letters, error),
             _ => error,
         };
-        let ended = match claim.commit(&mark, letters.as_deref(), until, committing).map_err(undone)? {
+        let cargo_on = letters.map(|letters| (letters, &position));
+        let ended = match claim.commit(&mark, cargo_on, until, committing).map_err(undone)? {
             Committed::Yes => claim.confirm(settings, &mark, &position, until),
             Committed::Fenced => Ok((None, false)),
             Committed::Undecided(error) => claim
@@ -437,7 +436,7 @@ impl Slot {
                 Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled))
             }
         };
-        if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, &letters) {
+        if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, letters) {
             cargo.done(self, letters);
         }
         Ok(stepped)
