@@ -164,7 +164,7 @@ async fn a_token_is_good_for_its_principal_and_nothing_else() {
 }
 
 /// A token with other words in it (none, for a null), and the same secret.
-fn forged(token: &str, words: &Value) -> String {
+pub(crate) fn forged(token: &str, words: &Value) -> String {
     let text = URL_SAFE_NO_PAD.decode(token).expect("base64");
     let mut text: Value = serde_json::from_slice(&text).expect("JSON");
     let members = text.as_object_mut().expect("an object");

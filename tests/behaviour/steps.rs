@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tests::{Api, At, Event, Stack};
 
 use crate::consume::{fill, offsets, raw_consumer, values};
+use crate::leases::forged;
 use crate::wire::{ACKNOWLEDGE, BATCH, CALLS, Case, Fault, RECORDS, Wire, cases, each};
 use crate::world::{Answer, PRODUCE, admin, call, consume, topic_on, unique};
 
@@ -34,11 +35,12 @@ const CONSUMING: [(Api, usize); 10] = [
 ];
 
 /// The same for an acknowledgement.
-const ACKNOWLEDGING: [(Api, usize); 7] = [
+const ACKNOWLEDGING: [(Api, usize); 8] = [
     (Api::Metadata, 0),
     (Api::FindCoordinator, 0),
+    (Api::OffsetFetch, 0), // the look
     (Api::InitProducerId, 0),
-    (Api::OffsetFetch, 0),
+    (Api::OffsetFetch, 1), // under the claim
     (Api::AddOffsetsToTxn, 0),
     (Api::TxnOffsetCommit, 0),
     (Api::EndTxn, 0),
@@ -315,6 +317,38 @@ async fn a_commit_that_is_under_way_is_not_disturbed_by_who_finds_records_elsewh
     assert_eq!(got, (0..8).collect::<Vec<_>>(), "each once");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_over_or_made_up_takes_the_claim_from_nobody() {
+    let (wire, group) = (Wire::shared().await, unique("group"));
+    let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&lease_ms=600000&limit=4").await;
+    wire.acknowledge(&accept(&leased)).await.ok();
+    let of = |answer: &Answer, kind: &str| json!({ "token": answer.body["lease"]["token"], "type": kind });
+    let other = consume(&wire.consumer, &wire.topic, &unique("group"), "&ack=manual&limit=1").await;
+    let mut made_up = other;
+    let token = forged(made_up.body["lease"]["token"].as_str().expect("a token"), &json!({ "g": group, "p": [0, 7] }));
+    made_up.body["lease"]["token"] = token.into();
+    let (victim, id) = wire.victim("acknowledge").await;
+    let mut claims = wire.proxy.catch(&id, (Api::InitProducerId, At::Request), "", 0);
+    for (event, status) in [
+        (of(&leased, "accept"), 200),
+        (of(&leased, "release"), 200),
+        (of(&leased, "renew"), 409),
+        (of(&leased, "reject"), 409),
+        (of(&made_up, "accept"), 409),
+        (of(&made_up, "release"), 409),
+        (of(&made_up, "renew"), 409),
+    ] {
+        let answer = call(&victim, Event::post(ACKNOWLEDGE).json(&event)).await;
+        assert_eq!(answer.status, status, "{event}: {answer:?}");
+        assert!(claims.try_recv().is_err(), "{event}: the position is claimed");
+    }
+    let next = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
+    let (caught, answer) = tokio::join!(async { claims.await.expect("it is sent").pass() }, async {
+        call(&victim, Event::post(ACKNOWLEDGE).json(&accept(&next))).await.ok()
+    });
+    assert_eq!((caught, &answer["results"][0]["status"]), ((), &json!("accepted")), "a lease that is none of those");
+}
+
 /// What tools, or time, do to a group's offsets.
 #[derive(Debug, Clone, Copy)]
 enum Moved {
@@ -365,18 +399,21 @@ async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
                 assert_eq!(wire.committed(&group), committed, "{moved:?} at {api:?} {passing}");
             }
         }
-        let group = unique("group");
-        let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
-        let (victim, id) = wire.victim("acknowledge").await;
-        let caught = wire.proxy.catch(&id, (Api::OffsetFetch, At::Request), "", 0);
-        let event = Event::post(ACKNOWLEDGE).json(&accept(&leased)).bearer(&bearer).build();
-        let (answer, ()) = tokio::join!(victim.invoke(event), async {
-            let held = caught.await.expect("it is sent");
-            moved.apply(wire, &group).await;
-            held.pass();
-        });
-        let answer = Answer::read(&answer);
-        assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{moved:?}");
-        assert_eq!(wire.committed(&group), matches!(moved, Moved::Reset(_)).then_some(from), "{moved:?}");
+        // At the look, before the claim, and under it.
+        for (api, passing) in [(Api::OffsetFetch, 0), (Api::InitProducerId, 0), (Api::OffsetFetch, 1)] {
+            let group = unique("group");
+            let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
+            let (victim, id) = wire.victim("acknowledge").await;
+            let caught = wire.proxy.catch(&id, (api, At::Request), "", passing);
+            let event = Event::post(ACKNOWLEDGE).json(&accept(&leased)).bearer(&bearer).build();
+            let (answer, ()) = tokio::join!(victim.invoke(event), async {
+                let held = caught.await.expect("it is sent");
+                moved.apply(wire, &group).await;
+                held.pass();
+            });
+            let answer = Answer::read(&answer);
+            assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{moved:?} at {api:?} {passing}");
+            assert_eq!(wire.committed(&group), matches!(moved, Moved::Reset(_)).then_some(from), "{moved:?}");
+        }
     }
 }

@@ -44,6 +44,8 @@
 //! and how large they are, logs that are cut off,
 //! live members of the group, positions that expire, courtesy and pauses (they choose among interleavings, and all of
 //! them are explored), the window of fetched records, principals, and `KAFKA_CONSUME_DELIVERY=shared`, which promises less.
+//! The look of an acknowledgement before its claim: it is as stable as the read under the claim, goes through the same
+//! function, and only refuses.
 //! A function serves one call at a time here: in a sandbox, a partition's slot has one owner at a time too. A thread that
 //! goes on after its call has answered 504 ends with the call; what it may still do, the explored claims of others do too.
 //!

@@ -129,24 +129,30 @@ impl Slot {
     /// The step of an acknowledgement or of a seek, which depends on no position that was seen before. Also the offsets of
     /// records that were to be rejected, and are gone: these are settled without a letter. Blocks.
     ///
-    /// For a reject, what is left of the lease is read again first.
+    /// An acknowledgement looks first: a claim takes the position from whoever has it, and a lease that is over, or never
+    /// was, is no reason to. For a reject, what is left of the lease is read again then.
     pub fn settle(
         &mut self,
         tools: Tools<'_>,
         dead_letters: &DeadLetters,
         intent: &Intent,
     ) -> Result<(Stepped, Vec<i64>), Error> {
+        let exclusive = self.delivery == Delivery::Exclusive;
+        if !exclusive && matches!(intent, Intent::Reject { .. }) {
+            return Err(Error::new(Code::InvalidParameter, "type: reject needs exclusive delivery"));
+        }
+        if !exclusive || matches!(intent, Intent::Seek { .. }) {
+            return Ok((self.step(tools, intent, None, None)?, Vec::new()));
+        }
+        let unclaimed = self.claim.is_none() && self.claimant.is_none();
+        let position = self.beside(tools, unclaimed, |slot| slot.look(tools))?;
+        match decide(&position, intent, Stamp::new(tools.sandbox)) {
+            Verdict::Commit(_) | Verdict::Bury(..) => {}
+            refused => return Ok((Stepped::Refused(refused, Box::new(position)), Vec::new())),
+        }
         let Intent::Reject { holder, records: asked, reason, .. } = intent else {
             return Ok((self.step(tools, intent, None, None)?, Vec::new()));
         };
-        if self.delivery != Delivery::Exclusive {
-            return Err(Error::new(Code::InvalidParameter, "type: reject needs exclusive delivery"));
-        }
-        let position = self.look(tools)?;
-        match decide(&position, intent, Stamp::new(tools.sandbox)) {
-            Verdict::Bury(..) => {}
-            refused => return Ok((Stepped::Refused(refused, Box::new(position)), Vec::new())),
-        }
         let lease = position.mark.as_ref().and_then(|mark| mark.lease.as_ref());
         let (Some(from), Some(lease)) = (position.committed, lease) else {
             return Err(Error::internal("a reject was allowed without a lease"));
