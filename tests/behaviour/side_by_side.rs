@@ -46,6 +46,40 @@ async fn sixty_four_calls_at_once_get_each_record_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_calls_at_once_lease_and_accept_each_record_once() {
+    const RECORDS: usize = 800;
+    let (stack, topic, group) = (Stack::shared().await, topic(4).await, unique("group"));
+    fill(&stack.bootstrap(), &topic, 4, RECORDS);
+    let (consumer, acker) = tokio::join!(function_with("consume", &SETTINGS), function_with("acknowledge", &SETTINGS));
+    let (consumer, acker, accepted) = (Arc::new(consumer), Arc::new(acker), Arc::new(AtomicUsize::new(0)));
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let (consumer, acker, accepted) = (Arc::clone(&consumer), Arc::clone(&acker), Arc::clone(&accepted));
+        let (topic, group) = (topic.clone(), group.clone());
+        running.spawn(async move {
+            let mut got = Vec::new();
+            while accepted.load(Ordering::Relaxed) < RECORDS {
+                let query = "&ack=manual&lease_ms=120000&limit=20&timeout_ms=1000";
+                let answer = consume(&consumer, &topic, &group, query).await;
+                if answer.status != 200 || answer.messages().is_empty() {
+                    continue;
+                }
+                assert!(answer.messages().iter().all(|message| message["delivery_attempt"] == 1), "{answer:?}");
+                let body = json!({ "token": answer.body["lease"]["token"], "type": "accept" });
+                call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok();
+                accepted.fetch_add(answer.messages().len(), Ordering::Relaxed);
+                got.extend(values(answer.messages()));
+            }
+            got
+        });
+    }
+    let mut all: Vec<usize> = running.join_all().await.into_iter().flatten().collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..RECORDS).collect::<Vec<_>>());
+    assert_eq!(consumer.most_at_once(), 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_records_at_once_have_each_their_receipt() {
     let topic = topic(1).await;
     let producer = Arc::new(function_with("produce", &[SETTINGS[0], LINGER]).await);
