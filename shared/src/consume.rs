@@ -71,7 +71,7 @@ impl Parts {
     pub(crate) async fn start(config: &Config) -> Arc<Self> {
         let consumers = Consumers::new(&config.kafka);
         consumers.learn().await;
-        let (retention, schemas) = (Retention::new(&config.kafka), Schemas::new(&config.schemas));
+        let (retention, schemas) = (Retention::new(&config.kafka), Schemas::to_read(&config.schemas));
         Arc::new(Self { consumers, retention, schemas })
     }
 

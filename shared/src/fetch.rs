@@ -33,7 +33,7 @@ impl Endpoint for Fetch {
     type Permission = May<auth::Fetch>;
 
     async fn start(config: &Config) -> Result<Self, BoxError> {
-        Ok(Self { reader: Arc::new(Reader::start(&config.kafka).await?), schemas: Schemas::new(&config.schemas) })
+        Ok(Self { reader: Arc::new(Reader::start(&config.kafka).await?), schemas: Schemas::to_read(&config.schemas) })
     }
 
     async fn call(&self, may: &May<auth::Fetch>, call: &Call) -> Result<Reply, Error> {

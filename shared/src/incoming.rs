@@ -187,7 +187,8 @@ mod tests {
 
     /// A record's topic and what is written there, as the request has no trace, and there is no registry.
     fn parse(body: &[u8]) -> Result<(TopicName, NewRecord), Error> {
-        let schemas = Schemas::new(&SchemaConfig { registry: None, validation: Validation::Off, keep_invalid: false });
+        let schemas =
+            Schemas::to_write(&SchemaConfig { registry: None, validation: Validation::Off, keep_invalid: false });
         let (incoming, request) = (Incoming::read(body)?, Request::new(Event::default()));
         let deadline = Deadline::of_invocation(0, Duration::from_secs(10));
         let encoded = incoming.encode(&schemas, &request, deadline).now_or_never();

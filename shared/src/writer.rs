@@ -47,7 +47,7 @@ impl Writer {
     pub async fn start(config: &Config, sending: Sending) -> Result<Self, BoxError> {
         Ok(Self {
             producer: Producer::start(&config.kafka, sending, config.request_timeout).await?,
-            schemas: Schemas::new(&config.schemas),
+            schemas: Schemas::to_write(&config.schemas),
             on_invalid: OnInvalid::new(config),
         })
     }

@@ -65,16 +65,29 @@ impl Kind {
 enum Schema {
     Avro(Avro),
     JsonSchema(JsonSchema),
+    /// Of a reader, who validates nothing.
+    AnyJson,
     Protobuf(Protobuf),
     /// What cannot be compiled stays so: an id never changes its meaning.
     Unusable(Option<Kind>),
 }
 
+/// How a schema is made of the registry's text: [`Schema::to_write`], or [`Schema::to_read`].
+type Compile = fn(Kind, &str, &[Reference]) -> Result<Schema, BoxError>;
+
 impl Schema {
-    fn compile(kind: Kind, text: &str, references: &[Reference]) -> Result<Self, BoxError> {
+    fn to_write(kind: Kind, text: &str, references: &[Reference]) -> Result<Self, BoxError> {
+        match kind {
+            Kind::JsonSchema => Ok(Self::JsonSchema(JsonSchema::parse(text, references)?)),
+            _ => Self::to_read(kind, text, references),
+        }
+    }
+
+    /// A function that only reads is linked without the validator of JSON Schemas, a tenth of its binary.
+    fn to_read(kind: Kind, text: &str, references: &[Reference]) -> Result<Self, BoxError> {
         Ok(match kind {
             Kind::Avro => Self::Avro(Avro::parse(text, references)?),
-            Kind::JsonSchema => Self::JsonSchema(JsonSchema::parse(text, references)?),
+            Kind::JsonSchema => Self::AnyJson,
             Kind::Protobuf => Self::Protobuf(Protobuf::parse(text, references)?),
         })
     }
@@ -82,7 +95,7 @@ impl Schema {
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Avro(_) => Some(Kind::Avro),
-            Self::JsonSchema(_) => Some(Kind::JsonSchema),
+            Self::JsonSchema(_) | Self::AnyJson => Some(Kind::JsonSchema),
             Self::Protobuf(_) => Some(Kind::Protobuf),
             Self::Unusable(kind) => *kind,
         }
@@ -94,14 +107,14 @@ impl Schema {
             Self::Avro(avro) => Some(avro.encode(json).map_err(|mismatch| vec![mismatch])),
             Self::JsonSchema(schema) => Some(schema.check(json).map(|()| compact(json))),
             Self::Protobuf(protobuf) => Some(protobuf.encode(json).map_err(|mismatch| vec![mismatch])),
-            Self::Unusable(_) => None,
+            Self::AnyJson | Self::Unusable(_) => None,
         }
     }
 
     fn decode(&self, bytes: &[u8]) -> Option<String> {
         match self {
             Self::Avro(avro) => avro.decode(bytes),
-            Self::JsonSchema(_) => record::json_text(bytes),
+            Self::JsonSchema(_) | Self::AnyJson => record::json_text(bytes),
             Self::Protobuf(protobuf) => protobuf.decode(bytes),
             Self::Unusable(_) => None,
         }
@@ -116,9 +129,19 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// Asks nobody: the registry is reached when it is first needed.
-    pub fn new(config: &SchemaConfig) -> Self {
-        Self { registry: config.registry.as_ref().map(Registry::new), validation: config.validation }
+    /// For records to write. Asks nobody: the registry is reached when it is first needed.
+    pub fn to_write(config: &SchemaConfig) -> Self {
+        Self::new(config, Schema::to_write)
+    }
+
+    /// For records to show. They are not validated again: [`Schemas::encode`] is not for this one.
+    pub fn to_read(config: &SchemaConfig) -> Self {
+        Self::new(config, Schema::to_read)
+    }
+
+    fn new(config: &SchemaConfig, compile: Compile) -> Self {
+        let registry = config.registry.as_ref().map(|registry| Registry::new(registry, compile));
+        Self { registry, validation: config.validation }
     }
 
     /// The bytes of a key or a value; none for a null, which is a null in every format.

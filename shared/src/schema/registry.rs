@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
 use super::cache::{BELIEVED, Cache, NOT_YET, SETTLED};
-use super::{Kind, Schema};
+use super::{Compile, Kind, Schema};
 use crate::config::RegistryConfig;
 use crate::deadline::Deadline;
 use crate::errors::{BoxError, Code, Error};
@@ -91,6 +91,7 @@ enum Failure {
 pub(super) struct Registry {
     base: Url,
     authorization: Option<HeaderValue>,
+    compile: Compile,
     client: OnceCell<Client>,
     schemas: Cache<u32, Arc<Schema>>,
     versions: Cache<(String, Version), u32>,
@@ -116,10 +117,11 @@ struct Referred {
 }
 
 impl Registry {
-    pub(super) fn new(config: &RegistryConfig) -> Self {
+    pub(super) fn new(config: &RegistryConfig, compile: Compile) -> Self {
         Self {
             base: config.url.clone(),
             authorization: config.authorization.clone(),
+            compile,
             client: OnceCell::new(),
             schemas: Cache::new(SCHEMAS),
             versions: Cache::new(SUBJECTS),
@@ -203,7 +205,7 @@ impl Registry {
         let kind = Kind::of_registry(kind.as_deref());
         let compiled = kind
             .ok_or_else(|| "its type is not known here".into())
-            .and_then(|kind| Schema::compile(kind, &schema, &references));
+            .and_then(|kind| (self.compile)(kind, &schema, &references));
         Ok(Some(Arc::new(compiled.unwrap_or_else(|error: BoxError| {
             tracing::warn!(id, %error, "a schema of the registry cannot be used");
             Schema::Unusable(kind)

@@ -11,7 +11,7 @@ const UNKNOWN: &str = r#"{"error_code":40403,"message":"Schema not found"}"#;
 async fn start() -> (Arc<Registry>, UnboundedReceiver<Held>) {
     let (address, requests) = fake_server::start().await;
     let url = Url::parse(&format!("{address}/apis/v7/")).expect("an address");
-    (Arc::new(Registry::new(&RegistryConfig { url, authorization: None, secret: None })), requests)
+    (Arc::new(Registry::new(&RegistryConfig { url, authorization: None, secret: None }, Schema::to_write)), requests)
 }
 
 fn soon() -> Deadline {
@@ -182,5 +182,5 @@ fn credentials_never_show() {
     authorization.set_sensitive(true);
     let url = Url::parse("http://localhost:8081").expect("an address");
     let config = RegistryConfig { url, authorization: Some(authorization), secret: None };
-    assert!(!format!("{config:?} {:?}", Registry::new(&config)).contains("s3cret"));
+    assert!(!format!("{config:?} {:?}", Registry::new(&config, Schema::to_read)).contains("s3cret"));
 }
