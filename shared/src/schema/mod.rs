@@ -83,7 +83,7 @@ impl Schema {
         }
     }
 
-    /// A function that only reads is linked without the validator of JSON Schemas, a tenth of its binary.
+    /// A function that only reads is linked without the validator of JSON Schemas, a sixth of its binary.
     fn to_read(kind: Kind, text: &str, references: &[Reference]) -> Result<Self, BoxError> {
         Ok(match kind {
             Kind::Avro => Self::Avro(Avro::parse(text, references)?),
