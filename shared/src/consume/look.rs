@@ -31,8 +31,6 @@ pub(super) struct Seen {
     pub(super) position: Position,
     pub(super) from: i64,
     pub(super) end: i64,
-    /// See [`Hint::failed`](crate::kafka::handover::Hint::failed).
-    pub(super) failed: u64,
 }
 
 impl Seen {
@@ -52,9 +50,9 @@ impl Seen {
         self.position.mark.as_ref().map_or(Duration::MAX, Mark::age)
     }
 
-    /// When it had its turn last, milliseconds since 1970: it was served, by whomever, or has failed this sandbox.
-    fn last_turn(&self) -> u64 {
-        self.position.mark.as_ref().map_or(0, |mark| mark.at).max(self.failed)
+    /// When it was served last, milliseconds since 1970.
+    fn served(&self) -> u64 {
+        self.position.mark.as_ref().map_or(0, |mark| mark.at)
     }
 }
 
@@ -70,18 +68,21 @@ struct Bounds {
 }
 
 impl Session {
-    /// The partitions that may have records for this call.
+    /// The partitions that may have records for this call, in the order of their turns.
     pub(super) fn waiting<'a>(&self, seen: &'a [Seen], learned: &Learned) -> Vec<&'a Seen> {
         let now = now_ms();
         let hint = |at: At| self.parts.consumers.hint(&self.topics[at.0].from, at.1);
-        seen.iter()
+        let waiting = seen
+            .iter()
             .filter(|seen| seen.from != seen.end)
             .filter(|seen| learned.too_large.get(&seen.at).is_none_or(|(offset, _)| seen.from > *offset))
             .filter(|seen| !learned.unburied.contains_key(&seen.at))
             .filter(|seen| seen.position.live_lease(now).is_none())
             .filter(|seen| learned.barren.get(&seen.at) != Some(&(seen.from, seen.end)))
-            .filter(|seen| !hint(seen.at).is_barren(seen.from, seen.end))
-            .collect()
+            .map(|seen| (seen, hint(seen.at)))
+            .filter(|(seen, hint)| !hint.is_barren(seen.from, seen.end))
+            .map(|(seen, hint)| (seen, hint.failed()));
+        order(waiting, self.parts.consumers.sandbox)
     }
 
     /// All partitions that can be seen: where the group is, and how far they go. Never empty; a topic of which nothing can
@@ -119,8 +120,7 @@ impl Session {
                         self.parts.consumers.newest(&self.topics[at.0].from, at.1, position)
                     };
                     let from = position.committed.or(start).unwrap_or(end);
-                    let failed = self.parts.consumers.hint(&self.topics[at.0].from, at.1).failed();
-                    seen.push(Seen { at, position, from, end, failed });
+                    seen.push(Seen { at, position, from, end });
                 }
                 (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => {
                     tracing::debug!(%error, topic = %self.topic(at), partition = at.1, "a partition cannot be seen");
@@ -194,23 +194,25 @@ impl Learned {
 
 /// Puts partitions with records into the order of their turns: first those in nobody else's hands; of these one of each
 /// topic, the topic whose last turn is longest ago first, then another one of each. Within a topic, too, the one comes first
-/// whose last turn is longest ago. To fail is a turn as well: a partition that cannot be read just now fails a call, and not
-/// each call before the others are asked.
-pub(super) fn order(mut waiting: Vec<&Seen>, me: u32) -> Vec<&Seen> {
+/// whose last turn is longest ago. To be served is a turn, by whomever, and so is to fail this sandbox (each comes with when
+/// it has): a partition that cannot be read just now fails a call, and not each call before the others are asked.
+fn order<'a>(waiting: impl Iterator<Item = (&'a Seen, u64)>, me: u32) -> Vec<&'a Seen> {
+    let turn = |(seen, failed): (&'a Seen, u64)| (seen.is_others(me), seen.served().max(failed), seen);
+    let mut waiting: Vec<_> = waiting.map(turn).collect();
     // Equal ones in any order, so that functions that start together do not all want the same.
-    waiting.sort_by_cached_key(|seen| (seen.is_others(me), seen.last_turn(), rand::random::<u32>()));
+    waiting.sort_by_cached_key(|(others, last, _)| (*others, *last, rand::random::<u32>()));
     let mut last_turns = HashMap::new();
-    for seen in &waiting {
-        let last: &mut u64 = last_turns.entry(seen.at.0).or_default();
-        *last = seen.last_turn().max(*last);
+    for (_, last, seen) in &waiting {
+        let of_topic: &mut u64 = last_turns.entry(seen.at.0).or_default();
+        *of_topic = (*last).max(*of_topic);
     }
     let mut before = HashMap::<usize, usize>::new();
     let mut turns: Vec<_> = waiting
         .into_iter()
-        .map(|seen| {
+        .map(|(others, _, seen)| {
             let rank = before.entry(seen.at.0).or_default();
             *rank += 1;
-            ((seen.is_others(me), *rank, last_turns[&seen.at.0]), seen)
+            ((others, *rank, last_turns[&seen.at.0]), seen)
         })
         .collect();
     turns.sort_by_key(|(turn, _)| *turn);
@@ -226,7 +228,7 @@ mod tests {
     fn seen(at: At, served: Option<u64>) -> Seen {
         let stamp = |now| Stamp { nonce: 0, sandbox: 1, now };
         let mark = served.map(|now| Mark::next(None, 0, stamp(now)));
-        Seen { at, position: Position { committed: Some(0), mark }, from: 0, end: 10, failed: 0 }
+        Seen { at, position: Position { committed: Some(0), mark }, from: 0, end: 10 }
     }
 
     #[test]
@@ -239,17 +241,17 @@ mod tests {
             seen((2, 0), None),
             seen((2, 1), Some(40)),
         ];
-        let turns = |me| order(all.iter().collect(), me).iter().map(|seen| seen.at).collect::<Vec<_>>();
+        let turns = |me| order(all.iter().map(|seen| (seen, 0)), me).iter().map(|seen| seen.at).collect::<Vec<_>>();
         let expected = [(1, 0), (0, 0), (2, 0), (0, 2), (2, 1), (0, 1)];
         assert_eq!((turns(1), turns(2)), (expected.to_vec(), expected.to_vec()), "old commits are nobody's any more");
         // What another sandbox has served just now comes last, whatever the topic.
         let busy = [seen((0, 0), Some(now_ms())), seen((1, 0), Some(10)), seen((1, 1), Some(20))];
-        let turns = |me| order(busy.iter().collect(), me).iter().map(|seen| seen.at).collect::<Vec<_>>();
+        let turns = |me| order(busy.iter().map(|seen| (seen, 0)), me).iter().map(|seen| seen.at).collect::<Vec<_>>();
         assert_eq!(turns(2), [(1, 0), (1, 1), (0, 0)]);
         assert_eq!(turns(1), [(1, 0), (0, 0), (1, 1)]);
         // One that has failed waits until the others have had their turns since.
-        let failed = |when| [Seen { failed: when, ..seen((0, 0), Some(10)) }, seen((0, 1), Some(30))];
-        let turns = |when| order(failed(when).iter().collect(), 1).iter().map(|seen| seen.at).collect::<Vec<_>>();
+        let two = [seen((0, 0), Some(10)), seen((0, 1), Some(30))];
+        let turns = |failed| order(two.iter().zip([failed, 0]), 1).iter().map(|seen| seen.at).collect::<Vec<_>>();
         assert_eq!((turns(20), turns(40)), (vec![(0, 0), (0, 1)], vec![(0, 1), (0, 0)]));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 use super::answer::{Answer, Batch, Topics};
-use super::look::{At, Seen, order};
+use super::look::{At, Seen};
 use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
@@ -150,7 +150,7 @@ impl Session {
             if std::mem::take(&mut first_look) {
                 self.renew(&seen, RENEWALS, &mut learned).await?;
             }
-            let mut waiting = order(self.waiting(&seen, &learned), me);
+            let mut waiting = self.waiting(&seen, &learned);
             let free = waiting.iter().filter(|seen| !seen.is_others(me)).count();
             if let Some(at) = learned.alone.take() {
                 waiting.retain(|seen| seen.at == at);
@@ -248,7 +248,7 @@ impl Session {
         let of: Vec<_> = self.topics.iter().map(|asked| &asked.from).collect();
         let Some((at, from, end)) = self.parts.consumers.at_hand(&of, limit) else { return Ok(None) };
         let position = Position { committed: Some(from), ..Position::default() };
-        let outcome = self.take(&[&Seen { at, position, from, end, failed: 0 }], learned).await?;
+        let outcome = self.take(&[&Seen { at, position, from, end }], learned).await?;
         if !outcome.undecided.is_empty() {
             return Err(undecided(self, outcome.undecided));
         }

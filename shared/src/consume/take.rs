@@ -136,7 +136,7 @@ impl Session {
             awaited.insert(seen.at, Arc::clone(&committing));
             let (deadline, runtime) = (self.deadline, Handle::current());
             running.spawn_blocking(move || {
-                let Seen { at, position, from, end, .. } = seen;
+                let Seen { at, position, from, end } = seen;
                 let ask = Ask { seen: position, from, end, records: limit, bytes: budget, alone, ack };
                 let mut messages = Vec::new();
                 let (tools, dead_letters) = (parts.consumers.tools(until, &committing), &parts.consumers.dead_letters);
@@ -301,7 +301,7 @@ mod tests {
     use crate::kafka::position::Position;
 
     fn seen(topic: usize, partition: i32, records: i64) -> Seen {
-        Seen { at: (topic, partition), position: Position::default(), from: 100, end: 100 + records, failed: 0 }
+        Seen { at: (topic, partition), position: Position::default(), from: 100, end: 100 + records }
     }
 
     fn shares(waiting: &[Seen], limits: &[usize], total: usize) -> Vec<(usize, usize)> {

@@ -169,8 +169,8 @@ impl Claim {
     /// Commits the mark's offset, with the mark, and with dead letters, if there are any: all of it or nothing. After
     /// anything but `Ok(Committed::Yes)` the claim is used up and must be dropped.
     ///
-    /// Letters come with the position that they are of. To make their topic and to write them takes seconds at worst; so
-    /// it is read again then, as a tool needs no claim to set it.
+    /// To make the letters' topic and to write them takes seconds at worst, in which a tool may set the position, as it
+    /// needs no claim: so it is read again then, and must still be the `base`.
     ///
     /// `committing` is set when the outcome begins to be open.
     ///
@@ -179,7 +179,8 @@ impl Claim {
     pub fn commit(
         &self,
         mark: &Mark,
-        letters: Option<(&Letters, &Position)>,
+        base: &Position,
+        letters: Option<&Letters>,
         until: Instant,
         committing: &AtomicBool,
     ) -> Result<Committed, Error> {
@@ -192,7 +193,7 @@ impl Claim {
             Err(error) => return Err(unreachable(error)),
         }
         if let Err((offset, error)) =
-            letters.map_or(Ok(()), |(letters, _)| self.write(letters, until.min(Instant::now() + LETTERS)))
+            letters.map_or(Ok(()), |letters| self.write(letters, until.min(Instant::now() + LETTERS)))
         {
             let _ = self.producer.abort_transaction(patience(until));
             let fenced = self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code));
@@ -202,7 +203,7 @@ impl Claim {
                 Err(unwritten(&error).with("offset", offset).source(error))
             };
         }
-        if let Some((_, base)) = letters {
+        if letters.is_some() {
             match self.position(until) {
                 Ok(position) if position == *base => {}
                 moved => {
@@ -341,7 +342,7 @@ impl Claim {
             let (group, topic, partition) = (&self.group.id, &self.topic, self.partition);
             tracing::warn!(%group, %topic, partition, "Kafka lost a commit that it had acknowledged; once more");
             // It stays open how this ends, whatever becomes of the second.
-            match self.commit(mark, None, until, &AtomicBool::new(true))? {
+            match self.commit(mark, base, None, until, &AtomicBool::new(true))? {
                 Committed::Yes => {}
                 Committed::Fenced => return Ok((None, false)),
                 Committed::Undecided(error) => match self.settle(settings, &error, nonce, base, until)? {

@@ -155,7 +155,7 @@ pub enum Stepped {
     Committed(Box<Mark>),
     /// The position, as it is, does not allow it.
     Refused(Verdict, Box<Position>),
-    /// Somebody else has claimed the position in the middle of it.
+    /// Somebody else has claimed the position in the middle of it, or a tool has set it.
     Fenced,
     /// Whether it is committed could not be learned.
     Undecided(Error),
@@ -404,13 +404,12 @@ impl Slot {
                 Err(error) => Err(error),
             };
         };
-        let letters = letters.as_deref();
-        let undone = |error| match (cargo, letters) {
+        let undone = |error| match (cargo, &letters) {
             (Some(cargo), Some(letters)) => cargo.undone(letters, error),
             _ => error,
         };
-        let cargo_on = letters.map(|letters| (letters, &position));
-        let ended = match claim.commit(&mark, cargo_on, until, committing).map_err(undone)? {
+        let committed = claim.commit(&mark, &position, letters.as_deref(), until, committing);
+        let ended = match committed.map_err(undone)? {
             Committed::Yes => claim.confirm(settings, &mark, &position, until),
             Committed::Fenced => Ok((None, false)),
             Committed::Undecided(error) => claim
@@ -436,7 +435,7 @@ impl Slot {
                 Stepped::Undecided(Error::new(Code::DeadlineExceeded, detail).source(unsettled))
             }
         };
-        if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, letters) {
+        if let (Stepped::Committed(_), Some(cargo), Some(letters)) = (&stepped, cargo, &letters) {
             cargo.done(self, letters);
         }
         Ok(stepped)
