@@ -17,11 +17,11 @@ use crate::world::{Answer, CONSUME, call, consume, function, topic, topic_on, un
 
 const ACKNOWLEDGE: &str = "/kafka/consumer/acknowledge";
 
-async fn acknowledge(function: &Function, body: &Value) -> Answer {
+pub(crate) async fn acknowledge(function: &Function, body: &Value) -> Answer {
     call(function, Event::post(ACKNOWLEDGE).json(body)).await
 }
 
-fn token(answer: &Answer) -> &str {
+pub(crate) fn token(answer: &Answer) -> &str {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.body["lease"]["expires_at"].is_u64(), "{answer:?}");
     answer.body["lease"]["token"].as_str().expect("a token")

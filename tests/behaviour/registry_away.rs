@@ -10,9 +10,9 @@ use crate::consume::committed;
 use crate::consume_batch;
 use crate::fetch::fetch;
 use crate::kit::{self, Raw};
+use crate::leases::{acknowledge, token};
 use crate::registry::{Door, Front, register};
 use crate::schemas::{ORDER, with_registry, written};
-use crate::wire::ACKNOWLEDGE;
 use crate::world::{Answer, call, consume, function_with, produce, topic, unique};
 
 /// What a call may take by default (`KAFKA_REQUEST_TIMEOUT_MS`). A registry that hangs takes 2 s of it.
@@ -243,8 +243,7 @@ async fn a_partition_that_needs_the_registry_keeps_no_other_from_its_readers() {
                 let message = &answer.messages()[0];
                 assert_eq!((&message["partition"], &message["offset"]), (&json!(1), &json!(offset)), "{answer:?}");
                 if ack == "manual" {
-                    let body = json!({ "token": answer.body["lease"]["token"], "type": "accept" });
-                    call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok();
+                    acknowledge(&acker, &json!({ "token": token(&answer), "type": "accept" })).await.ok();
                 }
             }
             plain += 3;

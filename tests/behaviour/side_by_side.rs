@@ -10,6 +10,7 @@ use serde_json::json;
 use tests::{Event, Stack};
 
 use crate::consume::{committed, fill, offsets, raw_consumer, values};
+use crate::leases::{acknowledge, token};
 use crate::wire::ACKNOWLEDGE;
 use crate::world::{call, consume, function, function_with, produce, topic, unique};
 
@@ -65,8 +66,7 @@ async fn sixty_four_calls_at_once_lease_and_accept_each_record_once() {
                     continue;
                 }
                 assert!(answer.messages().iter().all(|message| message["delivery_attempt"] == 1), "{answer:?}");
-                let body = json!({ "token": answer.body["lease"]["token"], "type": "accept" });
-                call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok();
+                acknowledge(&acker, &json!({ "token": token(&answer), "type": "accept" })).await.ok();
                 accepted.fetch_add(answer.messages().len(), Ordering::Relaxed);
                 got.extend(values(answer.messages()));
             }

@@ -5,13 +5,13 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminOptions;
-use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::consumer::Consumer;
 use serde_json::{Value, json};
 use tests::{Api, At, Event, Stack};
 
-use crate::consume::{fill, offsets, raw_consumer, values};
-use crate::leases::forged;
+use crate::adversity::at;
+use crate::consume::{commit_plainly, fill, offsets, raw_consumer, values};
+use crate::leases::{acknowledge, forged, token};
 use crate::wire::{ACKNOWLEDGE, BATCH, CALLS, Case, Fault, RECORDS, Wire, cases, each};
 use crate::world::{Answer, PRODUCE, admin, call, consume, topic_on, unique};
 
@@ -322,29 +322,27 @@ async fn a_lease_that_is_over_or_made_up_takes_the_claim_from_nobody() {
     let (wire, group) = (Wire::shared().await, unique("group"));
     let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&lease_ms=600000&limit=4").await;
     wire.acknowledge(&accept(&leased)).await.ok();
-    let of = |answer: &Answer, kind: &str| json!({ "token": answer.body["lease"]["token"], "type": kind });
     let other = consume(&wire.consumer, &wire.topic, &unique("group"), "&ack=manual&limit=1").await;
-    let mut made_up = other;
-    let token = forged(made_up.body["lease"]["token"].as_str().expect("a token"), &json!({ "g": group, "p": [0, 7] }));
-    made_up.body["lease"]["token"] = token.into();
+    let made_up = forged(token(&other), &json!({ "g": group, "p": [0, 7] }));
     let (victim, id) = wire.victim("acknowledge").await;
     let mut claims = wire.proxy.catch(&id, (Api::InitProducerId, At::Request), "", 0);
-    for (event, status) in [
-        (of(&leased, "accept"), 200),
-        (of(&leased, "release"), 200),
-        (of(&leased, "renew"), 409),
-        (of(&leased, "reject"), 409),
-        (of(&made_up, "accept"), 409),
-        (of(&made_up, "release"), 409),
-        (of(&made_up, "renew"), 409),
+    let (leased, made_up) = (token(&leased), made_up.as_str());
+    for (token, kind, status) in [
+        (leased, "accept", 200),
+        (leased, "release", 200),
+        (leased, "renew", 409),
+        (leased, "reject", 409),
+        (made_up, "accept", 409),
+        (made_up, "release", 409),
+        (made_up, "renew", 409),
     ] {
-        let answer = call(&victim, Event::post(ACKNOWLEDGE).json(&event)).await;
-        assert_eq!(answer.status, status, "{event}: {answer:?}");
-        assert!(claims.try_recv().is_err(), "{event}: the position is claimed");
+        let answer = acknowledge(&victim, &json!({ "token": token, "type": kind })).await;
+        assert_eq!(answer.status, status, "{kind} of {token}: {answer:?}");
+        assert!(claims.try_recv().is_err(), "{kind} of {token}: the position is claimed");
     }
     let next = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
     let (caught, answer) = tokio::join!(async { claims.await.expect("it is sent").pass() }, async {
-        call(&victim, Event::post(ACKNOWLEDGE).json(&accept(&next))).await.ok()
+        acknowledge(&victim, &accept(&next)).await.ok()
     });
     assert_eq!((caught, &answer["results"][0]["status"]), ((), &json!("accepted")), "a lease that is none of those");
 }
@@ -361,9 +359,7 @@ impl Moved {
         let server = wire.broker.bootstrap();
         match self {
             Moved::Reset(to) => {
-                let mut list = TopicPartitionList::new();
-                list.add_partition_offset(&wire.topic, 0, Offset::Offset(to)).expect("an offset");
-                raw_consumer(&server, group, &[]).commit(&list, CommitMode::Sync).expect("reset");
+                commit_plainly(&raw_consumer(&server, group, &[]), &at(&wire.topic, 0, to));
             }
             Moved::Deleted => {
                 let deleted = admin(&server).delete_groups(&[group], &AdminOptions::new()).await.expect("an answer");
