@@ -43,6 +43,10 @@ const STEP: Duration = Duration::from_secs(2);
 /// The same for writing dead letters: they may be megabytes, in a topic that was made just now.
 const LETTERS: Duration = Duration::from_secs(5);
 
+/// The same for adding the offsets: where the coordinator's connection breaks, librdkafka waits for half a second, and then
+/// looks for the coordinator at most once a second, before it asks again.
+const OFFSETS: Duration = Duration::from_secs(4);
+
 /// How often a claim that is not granted yet is made to look again, as long as it may be a matter of moments, and how often
 /// after that: what takes long for one function takes long for all, and their brokers have enough to do then.
 const ASK: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(50));
@@ -212,7 +216,7 @@ impl Claim {
                 }
             }
         }
-        if let Err(error) = self.add(offsets, metadata, patience(until))? {
+        if let Err(error) = self.add(offsets, metadata, patience_up_to(OFFSETS, until))? {
             // Nothing is committed without EndTxn. To end the transaction now spares the next holder a wait.
             let _ = self.producer.abort_transaction(patience(until));
             return match error.rdkafka_error_code() {
@@ -411,7 +415,11 @@ fn is_aborted(code: RDKafkaErrorCode) -> bool {
 }
 
 pub(super) fn patience(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), STEP)
+    patience_up_to(STEP, until)
+}
+
+fn patience_up_to(most: Duration, until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), most)
 }
 
 /// `init_transactions`, without its trap: librdkafka asks for a producer id before a broker is connected, or meets the
