@@ -16,9 +16,7 @@ use tokio::task::JoinSet;
 use crate::consume::{committed, raw_consumer, values};
 use crate::kit::problem;
 use crate::wire::ACKNOWLEDGE;
-use crate::world::{
-    Answer, CONSUME, PRODUCE, admin, applies_since, call, consume, function_with, produce, response, unique, until,
-};
+use crate::world::{Answer, CONSUME, PRODUCE, admin, call, consume, function_with, produce, response, unique, until};
 
 const PARTITIONS: i32 = 3;
 
@@ -27,13 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The one cluster of these tests; who locks it may stop its brokers, and starts them again. None for Kafka versions where
 /// nothing can be committed as long as a broker is away (ARCHITECTURE.md, Known limits).
-async fn cluster() -> Option<tokio::sync::MutexGuard<'static, Cluster>> {
+async fn cluster() -> tokio::sync::MutexGuard<'static, Cluster> {
     static CLUSTER: OnceCell<tokio::sync::Mutex<Cluster>> = OnceCell::const_new();
-    if !applies_since(3, 3, "commits wait there for a broker that is away") {
-        return None;
-    }
     let started = async || tokio::sync::Mutex::new(Stack::shared().await.cluster().await);
-    Some(CLUSTER.get_or_init(started).await.lock().await)
+    CLUSTER.get_or_init(started).await.lock().await
 }
 
 async fn create(server: &str) -> String {
@@ -195,7 +190,7 @@ async fn under_load(cluster: &Cluster, happens: impl AsyncFnOnce(&str, &str, &Lo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_move_and_a_broker_is_lost_under_load_and_no_acknowledged_record_is() {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     under_load(&cluster, async |server, topic, load| {
         // It hands its leaderships over and goes.
         let stopped = cluster.broker(leader(server, topic));
@@ -213,7 +208,7 @@ async fn leaders_move_and_a_broker_is_lost_under_load_and_no_acknowledged_record
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_brokers_lost_is_said_in_time_and_what_was_acknowledged_comes_back_with_them() {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     under_load(&cluster, async |server, _, _| {
         let (producer, consumer) = (start("produce", server).await, start("consume", server).await);
         let (other, group) = (create(server).await, unique("group"));
@@ -265,7 +260,7 @@ async fn create_on(server: &str, brokers: &[i32]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_whose_only_broker_is_lost_stops_no_other_topic_of_a_call() {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     let (server, group) = (cluster.bootstrap(), unique("group"));
     let (there, away) = (create_on(&server, &[1]).await, create_on(&server, &[3]).await);
     let producer = start("produce", &server).await;
@@ -315,7 +310,7 @@ async fn a_topic_whose_only_broker_is_lost_stops_no_other_topic_of_a_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     let (server, group) = (cluster.bootstrap(), unique("group"));
     let topic = create_on(&server, &[1, 3]).await;
     let (producer, consumer) = (start("produce", &server).await, start("consume", &server).await);
@@ -367,7 +362,7 @@ async fn no_records_is_not_said_while_a_partition_cannot_be_seen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_goes_on_when_its_coordinators_are_lost() {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     let server = cluster.bootstrap();
     let producer = start("produce", &server).await;
     // Which broker coordinates what is left to chance: several times.

@@ -33,7 +33,7 @@ enum Host {
         log: PathBuf,
         // Dropped from top to bottom: the broker before what it lives on.
         process: Mutex<Option<Process>>,
-        zookeeper: Option<Box<ZooKeeper>>,
+        zookeeper: Option<Arc<ZooKeeper>>,
     },
     Container(Arc<Compose>),
 }
@@ -47,22 +47,32 @@ impl Broker {
         port: u16,
         overrides: &[(&str, &str)],
     ) -> Result<Self> {
+        let zookeeper = if kafka_since(3, 3) { None } else { Some(ZooKeeper::start(libs, data, &log)?) };
+        Self::with(zookeeper.map(Arc::new), libs, data, log, port, overrides).await
+    }
+
+    /// The same, with a `ZooKeeper` that others may have as well, or without.
+    pub(crate) async fn with(
+        zookeeper: Option<Arc<ZooKeeper>>,
+        libs: &Path,
+        data: &Path,
+        log: PathBuf,
+        port: u16,
+        overrides: &[(&str, &str)],
+    ) -> Result<Self> {
         let base = settings().join("kafka/server.properties");
         let mut text = fs::read_to_string(&base).context(base.display())?;
         let plaintext = format!("PLAINTEXT://127.0.0.1:{port}");
         let mut own =
             vec![("advertised.listeners", plaintext.clone()), ("log.dirs", data.join("log").display().to_string())];
-        let zookeeper = if kafka_since(3, 3) {
+        if let Some(zookeeper) = &zookeeper {
+            own.push(("listeners", plaintext));
+            own.extend(zookeeper.settings());
+        } else {
             let controller = free_port()?;
             own.push(("listeners", format!("{plaintext},CONTROLLER://127.0.0.1:{controller}")));
             own.push(("controller.quorum.voters", format!("1@127.0.0.1:{controller}")));
-            None
-        } else {
-            let zookeeper = ZooKeeper::start(libs, data, &log)?;
-            own.push(("listeners", plaintext));
-            own.extend(zookeeper.settings());
-            Some(Box::new(zookeeper))
-        };
+        }
         let own = own.iter().map(|(name, value)| (*name, value.as_str()));
         for (name, value) in own.chain(version_settings().iter().copied()).chain(overrides.iter().copied()) {
             let _ = writeln!(text, "{name}={value}");
@@ -171,6 +181,7 @@ impl Broker {
             "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand" if !kafka_since(3, 9) => {
                 "kafka.admin.ConsumerGroupCommand"
             }
+            "org.apache.kafka.tools.LeaderElectionCommand" if !kafka_since(3, 9) => "kafka.admin.LeaderElectionCommand",
             "org.apache.kafka.tools.consumer.ConsoleConsumer" if !kafka_since(3, 9) => "kafka.tools.ConsoleConsumer",
             same => same,
         };

@@ -334,20 +334,22 @@ impl Group {
     /// Before a commit in a transaction, where the coordinator may not refuse it: `409 group_in_use` if the group has live
     /// members, `503` if it is passing from one state to another or cannot be described.
     ///
-    /// All brokers are asked, as librdkafka knows no other way; so all of them must answer.
+    /// All brokers that the client knows are asked, and all of them must answer: librdkafka can ask the coordinator alone, but
+    /// ends the process where that changes meanwhile (2.12, `DescribeConsumerGroups`).
     pub(super) fn require_free(&self, patience: Duration) -> Result<(), Error> {
         if !self.facts.guard.describes() {
             return Ok(());
         }
         let until = Instant::now() + patience;
         let left = || until.saturating_duration_since(Instant::now());
-        let mut described = self.described(left())?;
-        if described == Described::Unknown {
-            // A group with positions is known to its coordinator: that may be a broker which this client has not met.
+        let mut described = self.described(patience / 2);
+        if matches!(described, Err(_) | Ok(Described::Unknown)) {
+            // A group with positions is known to its coordinator: that may be a broker which this client has not met. And one
+            // that is away is asked until the client hears that it has left the cluster.
             self.consumer.fetch_metadata(Some(NO_TOPIC), left()).map_err(unreachable)?;
-            described = self.described(left())?;
+            described = self.described(left());
         }
-        match described {
+        match described? {
             Described::Unknown | Described::Empty => Ok(()),
             Described::Passing => Err(self.is_passing()),
             Described::InUse => Err(self.in_use()),
