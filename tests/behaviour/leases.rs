@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -296,6 +296,8 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
     let acker = Arc::new(Mutex::new(Arc::new(function("acknowledge").await)));
     // How often each record's accept was answered with 200.
     let accepted: Arc<Mutex<HashMap<usize, u32>>> = Arc::default();
+    // How many calls a death has cut short.
+    let cut_short = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let consumers: Arc<Vec<Mutex<Arc<Function>>>> = Arc::new({
         let mut consumers = Vec::new();
@@ -325,16 +327,19 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
     let mut running = tokio::task::JoinSet::new();
     for n in 0..4 {
         let (consumers, acker, accepted) = (Arc::clone(&consumers), Arc::clone(&acker), Arc::clone(&accepted));
-        let (topic, group) = (topic.clone(), group.clone());
+        let (topic, group, cut_short) = (topic.clone(), group.clone(), Arc::clone(&cut_short));
         running.spawn(async move {
-            let query = format!("topic={topic}&group_id={group}&ack=manual&limit=200&lease_ms=2000&timeout_ms=1000");
+            let query = format!("topic={topic}&group_id={group}&ack=manual&limit=50&lease_ms=2000&timeout_ms=1000");
             let mut idle = 0;
             while idle < 5 {
                 let consumer = Arc::clone(&*consumers[n].lock().await);
                 let bearer = Stack::shared().await.token("gateway-full").await;
                 let event = Event::get(CONSUME).query(&query).bearer(&bearer).build();
                 // A function that is killed in the middle of a call answers nothing; its lease expires.
-                let Ok(answer) = consumer.try_invoke(event, Duration::from_secs(29)).await else { continue };
+                let Ok(answer) = consumer.try_invoke(event, Duration::from_secs(29)).await else {
+                    cut_short.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
                 let answer = Answer::read(&answer);
                 if answer.status != 200 {
                     assert_eq!(answer.body["retryable"], true, "{answer:?}");
@@ -350,9 +355,10 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
                 let settled = loop {
                     let acker = Arc::clone(&*acker.lock().await);
                     let event = Event::post(ACKNOWLEDGE).json(&accept).bearer(&bearer).build();
-                    if let Ok(settled) = acker.try_invoke(event, Duration::from_secs(29)).await {
-                        break Answer::read(&settled);
-                    }
+                    match acker.try_invoke(event, Duration::from_secs(29)).await {
+                        Ok(settled) => break Answer::read(&settled),
+                        Err(_) => cut_short.fetch_add(1, Ordering::Relaxed),
+                    };
                 };
                 let mut accepted = accepted.lock().await;
                 let lost: Vec<u64> = settled.body["results"]
@@ -376,8 +382,9 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
     done.store(true, Ordering::Relaxed);
     let kills = killer.await.expect("the killer ends");
     let accepted = accepted.lock().await;
-    println!("{kills} functions killed");
-    assert!(kills > 2);
+    let cut_short = cut_short.load(Ordering::Relaxed);
+    println!("{kills} functions killed, {cut_short} calls cut short");
+    assert!(cut_short > 2, "{kills} functions killed, {cut_short} calls cut short");
     assert_eq!(accepted.len(), RECORDS, "none lost");
     assert!(accepted.values().all(|count| *count == 1), "none accepted twice");
     let total: i64 = (0..4).filter_map(|partition| committed(&stack.bootstrap(), &group, &topic, partition)).sum();

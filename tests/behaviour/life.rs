@@ -17,9 +17,9 @@ use crate::world::{PRODUCE, admin, call, consume, function, function_with, produ
 /// Only a defect takes as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What Lambda leaves a sandbox from SIGTERM on, before it kills it. A machine that is busy with other tests may not manage
-/// it each time.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// What Lambda leaves a sandbox from SIGTERM on at the least, before it kills it. A machine that is busy with other tests may
+/// not manage it each time.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Whether one of five sandboxes ended in order within the time that Lambda leaves.
 async fn one_of_five(ends: impl AsyncFn() -> (Duration, bool)) -> bool {
