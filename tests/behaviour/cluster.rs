@@ -36,7 +36,23 @@ async fn create(server: &str) -> String {
     let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(3));
     let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
     assert!(created.iter().all(Result::is_ok), "{created:?}");
+    heard(server, &name).await;
     name
+}
+
+/// Waits until each broker has heard of a topic: with a `ZooKeeper` they do when it is made already.
+async fn heard(server: &str, topic: &str) {
+    for broker in server.split(',') {
+        let heard = || {
+            // It knows no other broker yet that it could ask.
+            let metadata = raw_consumer(broker, "-", &[]).fetch_metadata(Some(topic), Duration::from_secs(30));
+            let metadata = metadata.expect("metadata");
+            metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
+        };
+        while !heard() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 /// Who leads each of a topic's partitions.
@@ -255,6 +271,7 @@ async fn create_on(server: &str, brokers: &[i32]) -> String {
         .set("min.insync.replicas", "1");
     let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
     assert!(created.iter().all(Result::is_ok), "{created:?}");
+    heard(server, &name).await;
     name
 }
 
