@@ -16,15 +16,16 @@ use tokio::task::JoinSet;
 use crate::consume::{committed, raw_consumer, values};
 use crate::kit::problem;
 use crate::wire::ACKNOWLEDGE;
-use crate::world::{Answer, CONSUME, PRODUCE, admin, call, consume, function_with, produce, response, unique, until};
+use crate::world::{
+    Answer, CONSUME, PRODUCE, admin, call, consume, function_with, knows, produce, response, unique, until,
+};
 
 const PARTITIONS: i32 = 3;
 
 /// Only a defect takes as long.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The one cluster of these tests; who locks it may stop its brokers, and starts them again. None for Kafka versions where
-/// nothing can be committed as long as a broker is away (ARCHITECTURE.md, Known limits).
+/// The one cluster of these tests; who locks it may stop its brokers, and starts them again.
 async fn cluster() -> tokio::sync::MutexGuard<'static, Cluster> {
     static CLUSTER: OnceCell<tokio::sync::Mutex<Cluster>> = OnceCell::const_new();
     let started = async || tokio::sync::Mutex::new(Stack::shared().await.cluster().await);
@@ -33,26 +34,23 @@ async fn cluster() -> tokio::sync::MutexGuard<'static, Cluster> {
 
 async fn create(server: &str) -> String {
     let name = unique("topic");
-    let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(3));
-    let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
-    assert!(created.iter().all(Result::is_ok), "{created:?}");
-    heard(server, &name).await;
+    make(server, NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(3))).await;
     name
 }
 
-/// Waits until each broker has heard of a topic: with a `ZooKeeper` they do when it is made already.
-async fn heard(server: &str, topic: &str) {
-    for broker in server.split(',') {
-        let heard = || {
-            // It knows no other broker yet that it could ask.
-            let metadata = raw_consumer(broker, "-", &[]).fetch_metadata(Some(topic), Duration::from_secs(30));
-            let metadata = metadata.expect("metadata");
-            metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
-        };
-        while !heard() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Creates a topic, and waits until each broker has heard of it: with a `ZooKeeper` they do when it is made already.
+async fn make(server: &str, topic: NewTopic<'_>) {
+    let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    let heard = async {
+        for broker in server.split(',') {
+            // A new client knows no other broker yet that it could ask.
+            while !knows(raw_consumer(broker, "-", &[]).client(), topic.name) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
-    }
+    };
+    tokio::time::timeout(PATIENCE, heard).await.expect("each broker hears of it");
 }
 
 /// Who leads each of a topic's partitions.
@@ -269,9 +267,7 @@ async fn create_on(server: &str, brokers: &[i32]) -> String {
     let replicas: Vec<&[i32]> = brokers.chunks(1).collect();
     let topic = NewTopic::new(&name, i32::try_from(brokers.len()).expect("few"), TopicReplication::Variable(&replicas))
         .set("min.insync.replicas", "1");
-    let created = admin(server).create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
-    assert!(created.iter().all(Result::is_ok), "{created:?}");
-    heard(server, &name).await;
+    make(server, topic).await;
     name
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{Client, ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use serde_json::Value;
 use tests::{Event, Function, Stack, kafka_since, kafka_version, progress};
@@ -33,6 +33,12 @@ pub(crate) fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("an admin client")
 }
 
+/// Whether the broker that a client asks has heard of a topic.
+pub(crate) fn knows(client: &Client<impl ClientContext>, topic: &str) -> bool {
+    let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(10)).expect("metadata");
+    metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
+}
+
 /// Creates a topic on a broker, and returns its name.
 pub(crate) async fn topic_on(bootstrap: &str, partitions: i32, configs: &[(&str, &str)]) -> String {
     let name = unique("topic");
@@ -46,12 +52,8 @@ pub(crate) async fn topic_on(bootstrap: &str, partitions: i32, configs: &[(&str,
         topic.expect("created");
     }
     // The controller has it; a busy broker may hear of it later.
-    let known = || {
-        let metadata = admin.inner().fetch_metadata(Some(&name), Duration::from_secs(10)).expect("metadata");
-        metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty())
-    };
     let begun = Instant::now();
-    while !known() {
+    while !knows(admin.inner(), &name) {
         assert!(begun.elapsed() < PATIENCE, "the broker does not know {name}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

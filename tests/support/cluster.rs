@@ -1,16 +1,14 @@
 //! Three brokers of one cluster.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::Result;
-use crate::install::kafka_since;
 use crate::kafka::Broker;
 use crate::run::{RunDir, free_port};
 use crate::zookeeper::ZooKeeper;
 
-/// Three brokers; the first is the controller too, where there is no `ZooKeeper`, and is not to be stopped. Every topic has three replicas, and needs two
-/// of them in sync, so one broker may be lost. Always from jars: a compose project holds one broker.
+/// Three brokers; the first is the controller too, where there is no `ZooKeeper`, and is not to be stopped. Every topic has
+/// three replicas, and needs two of them in sync, so one broker may be lost. Always from jars: a compose project holds one broker.
 #[derive(Debug)]
 pub struct Cluster([Broker; 3]);
 
@@ -18,26 +16,19 @@ impl Cluster {
     pub(crate) async fn start(libs: &Path, run: &RunDir) -> Result<Self> {
         let (controller, ports) = (free_port()?, [free_port()?, free_port()?, free_port()?]);
         let voters = format!("1@127.0.0.1:{controller}");
-        let zookeeper = if kafka_since(3, 3) {
-            None
-        } else {
-            let name = "cluster-zookeeper";
-            Some(Arc::new(ZooKeeper::start(libs, &run.data(name)?, &run.log(name))?))
-        };
+        let name = "cluster-zookeeper";
+        let zookeeper = ZooKeeper::if_needed(libs, &run.data(name)?, &run.log(name))?;
         let start = async |id: u16, port: u16| {
             let (name, node, own) = (format!("cluster-{id}"), id.to_string(), format!("PLAINTEXT://127.0.0.1:{port}"));
             let (roles, listeners) = match id {
                 1 => ("broker,controller", format!("{own},CONTROLLER://127.0.0.1:{controller}")),
                 _ => ("broker", own),
             };
-            let in_quorum = [
-                ("node.id", node.as_str()),
-                ("process.roles", roles),
-                ("listeners", &listeners),
-                ("controller.quorum.voters", &voters),
-            ];
-            let in_zookeeper = [("broker.id", node.as_str()), ("node.id", node.as_str())];
+            let in_quorum =
+                [("process.roles", roles), ("listeners", &listeners), ("controller.quorum.voters", voters.as_str())];
+            let in_zookeeper = [("broker.id", node.as_str())];
             let in_both = [
+                ("node.id", node.as_str()),
                 ("default.replication.factor", "3"),
                 ("min.insync.replicas", "2"),
                 ("offsets.topic.replication.factor", "3"),

@@ -47,8 +47,7 @@ impl Broker {
         port: u16,
         overrides: &[(&str, &str)],
     ) -> Result<Self> {
-        let zookeeper = if kafka_since(3, 3) { None } else { Some(ZooKeeper::start(libs, data, &log)?) };
-        Self::with(zookeeper.map(Arc::new), libs, data, log, port, overrides).await
+        Self::with(ZooKeeper::if_needed(libs, data, &log)?, libs, data, log, port, overrides).await
     }
 
     /// The same, with a `ZooKeeper` that others may have as well, or without.

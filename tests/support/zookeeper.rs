@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Context as _, Result};
+use crate::install::kafka_since;
 use crate::kafka::java;
 use crate::process::Process;
 use crate::run::free_port;
@@ -23,8 +25,13 @@ pub(crate) struct ZooKeeper {
 }
 
 impl ZooKeeper {
+    /// One, if the stack's Kafka needs one.
+    pub(crate) fn if_needed(libs: &Path, data: &Path, log: &Path) -> Result<Option<Arc<Self>>> {
+        if kafka_since(3, 3) { Ok(None) } else { Self::start(libs, data, log).map(|started| Some(Arc::new(started))) }
+    }
+
     /// Starts it, and does not wait: Kafka does.
-    pub(crate) fn start(libs: &Path, data: &Path, log: &Path) -> Result<Self> {
+    fn start(libs: &Path, data: &Path, log: &Path) -> Result<Self> {
         let port = free_port()?;
         let properties = data.join("zookeeper.properties");
         let text = format!(
