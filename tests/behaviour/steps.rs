@@ -347,6 +347,16 @@ async fn a_lease_that_is_over_or_made_up_takes_the_claim_from_nobody() {
     assert_eq!((caught, &answer["results"][0]["status"]), ((), &json!("accepted")), "a lease that is none of those");
 }
 
+/// No sandbox of Lambda's is frozen in the middle of a call, but machines are. What was asked then is over when it thaws.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_stood_still_for_seconds_asks_again() {
+    let (wire, group) = (Wire::shared().await, unique("group"));
+    let case = Case { api: Api::OffsetFetch, passing: 1, at: At::Answer, fault: Fault::Frozen };
+    let event = ("consume", wire.consuming(&group, ""));
+    let (answer, ()) = wire.strike(case, event, async || tokio::time::sleep(Duration::from_secs(5)).await).await;
+    assert_eq!(offsets(answer.expect("an answer").messages()), (0..BATCH).collect::<Vec<_>>());
+}
+
 /// What tools, or time, do to a group's offsets.
 #[derive(Debug, Clone, Copy)]
 enum Moved {

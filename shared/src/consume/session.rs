@@ -12,7 +12,7 @@ use super::take::{Hurdle, undecided};
 use super::{Asked, Parts, Terms};
 use crate::deadline::Deadline;
 use crate::errors::{Code, Error};
-use crate::kafka::consumers::may_try_again;
+use crate::kafka::consumers::{again, may_try_again};
 use crate::kafka::group::Group;
 use crate::kafka::handover::Slot;
 use crate::kafka::position::Position;
@@ -126,6 +126,7 @@ impl Session {
         let mut courteous_until = self.answer_at.min(begun + COURTESY).max(begun + RESTED);
         let mut contest = CONTEST.0;
         let mut settled = false;
+        let mut blind: Option<Instant> = None;
         let mut learned = Learned::default();
         if let Some(batches) = self.go_on(&learned).await? {
             return Ok(Answer { batches, unseen: learned.unseen });
@@ -184,7 +185,15 @@ impl Session {
                 if !outcome.batches.is_empty() {
                     return Ok(Answer { batches: outcome.batches, unseen: learned.unseen });
                 }
-                match outcome.hurdle(self, &mut learned, &waiting)? {
+                let hurdle = match outcome.hurdle(self, &mut learned, &waiting) {
+                    Ok(hurdle) => hurdle,
+                    // Nothing was decided. The next look sees where leaders and coordinators are by now.
+                    Err(error) => {
+                        again(error, *blind.get_or_insert_with(Instant::now), self.deadline).await?;
+                        continue;
+                    }
+                };
+                match hurdle {
                     Some(Hurdle::Learned) => continue,
                     // There are records, but others were faster: the wait for records is over, the contest is not.
                     Some(Hurdle::Lost) if self.deadline.left() > CONTEST_END => {
