@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::Consumer;
 use serde_json::{Value, json};
-use tests::{Api, At, Event, Stack};
+use tests::{Api, At, Event, Stack, kafka_since};
 
 use crate::adversity::at;
 use crate::consume::{commit_plainly, fill, offsets, raw_consumer, values};
@@ -420,6 +420,57 @@ async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
             let answer = Answer::read(&answer);
             assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{moved:?} at {api:?} {passing}");
             assert_eq!(wire.committed(&group), matches!(moved, Moved::Reset(_)).then_some(from), "{moved:?}");
+        }
+    }
+}
+
+/// A tool that commits before the call's own offset is added is overwritten. After it, the tool's is the newer one and
+/// stays, though the call's transaction ends later: as if the tool had come after the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_beside_a_commit_is_overwritten_or_stays() {
+    let wire = Wire::shared().await;
+    let bearer = Stack::shared().await.token("gateway-full").await;
+    let interrupted = async |(name, event): (&str, Event), (api, at): (Api, At), group: &str, to| {
+        let (victim, id) = wire.victim(name).await;
+        let caught = wire.proxy.catch(&id, (api, at), "", 0);
+        let (answer, ()) = tokio::join!(victim.invoke(event.bearer(&bearer).build()), async {
+            let held = caught.await.expect("it is sent");
+            Moved::Reset(to).apply(wire, group).await;
+            held.pass();
+        });
+        Answer::read(&answer)
+    };
+    for (api, at, stays) in [
+        (Api::AddOffsetsToTxn, At::Request, false),
+        (Api::TxnOffsetCommit, At::Request, false),
+        (Api::TxnOffsetCommit, At::Answer, true),
+        (Api::EndTxn, At::Request, true),
+    ] {
+        // Who reads the commit back finds it gone, and cannot tell whether it was ever there.
+        let status = if stays && !kafka_since(4, 0) { 504 } else { 200 };
+        for to in [1, 9] {
+            for (more, committed) in [("", 2 * BATCH), ("&ack=manual", BATCH)] {
+                let (case, group) = (format!("{api:?} {at:?} to {to} {more}"), unique("group"));
+                consume(&wire.consumer, &wire.topic, &group, &format!("&limit={BATCH}")).await.messages();
+                let event = ("consume", wire.consuming(&group, more));
+                let answer = interrupted(event, (api, at), &group, to).await;
+                assert_eq!(answer.status, status, "{case}: {answer:?}");
+                if status == 200 {
+                    assert_eq!(offsets(answer.messages()), (BATCH..2 * BATCH).collect::<Vec<_>>(), "{case}");
+                }
+                assert_eq!(wire.committed(&group), Some(if stays { to } else { committed }), "{case}");
+                if stays {
+                    let next = consume(&wire.consumer, &wire.topic, &group, "&limit=1&timeout_ms=5000").await;
+                    assert_eq!(offsets(next.messages()), [to], "{case}: no lease holds it up");
+                }
+            }
+            let (case, group) = (format!("{api:?} {at:?} to {to}, accept"), unique("group"));
+            let query = format!("&ack=manual&limit={BATCH}");
+            let leased = consume(&wire.consumer, &wire.topic, &group, &query).await;
+            let event = ("acknowledge", Event::post(ACKNOWLEDGE).json(&accept(&leased)));
+            let answer = interrupted(event, (api, at), &group, to).await;
+            assert_eq!(answer.status, status, "{case}: {answer:?}");
+            assert_eq!(wire.committed(&group), Some(if stays { to } else { BATCH }), "{case}");
         }
     }
 }

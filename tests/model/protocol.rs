@@ -232,8 +232,18 @@ struct Transaction {
     /// Whether its call has answered that it does not know, or will never answer, or has handed out.
     excused: bool,
     disturbed: bool,
+    /// Whether a tool has set the position since its offset was added. Of two commits the one counts that came later to the
+    /// group's log, not the one that was decided later.
+    passed_over: bool,
     /// Whether the coordinator has lost what is pending.
     forgotten: bool,
+}
+
+impl Transaction {
+    /// Whether it is certain that the position will be what it wants.
+    fn decided(&self) -> bool {
+        self.prepared && !self.forgotten && !self.passed_over
+    }
 }
 
 /// What became of a record, as far as the position has passed it.
@@ -358,7 +368,7 @@ pub(crate) enum Action {
 
 /// What somebody meets who begins when all others are gone: the position, what is pending on it (and whether its end is
 /// on its way, and decided, and whether it is lost), and the time.
-type Situation = (Stored, Option<(Stored, bool, bool, bool)>, u8);
+type Situation = (Stored, Option<(Stored, bool, bool, bool, bool)>, u8);
 
 /// What becomes of an undecided commit.
 enum Outcome {
@@ -470,8 +480,7 @@ impl Protocol {
     /// The function takes its commit for not done, and goes on.
     fn retry(&self, state: &mut State, who: u8) {
         let pending = state.transaction.is_some_and(|transaction| {
-            let decided = transaction.prepared && !transaction.forgotten;
-            transaction.owner == who && decided && matches!(transaction.call, Call::Auto(_))
+            transaction.owner == who && transaction.decided() && matches!(transaction.call, Call::Auto(_))
         });
         if pending || state.fates.contains(&Fate::Owed(who)) {
             self.fails(state, Property::NothingLost);
@@ -492,6 +501,10 @@ impl Protocol {
         if transaction.forgotten {
             // Letters are in their topic nevertheless.
             return self.die(state, transaction);
+        }
+        if transaction.passed_over {
+            // All is as if the reset had come after it.
+            return self.note("passed over by a reset");
         }
         let (old, base, new) =
             (self.offset(state.committed), self.offset(transaction.base), self.offset(transaction.wanted));
@@ -626,7 +639,7 @@ impl Protocol {
 
     /// The answer 200 to `accept` reaches the caller.
     fn accepted(&self, state: &mut State, who: u8, token: u8, before: Option<i8>) {
-        let decided = state.transaction.filter(|transaction| transaction.prepared && !transaction.forgotten);
+        let decided = state.transaction.filter(Transaction::decided);
         let committed = decided.map_or(state.committed, |transaction| transaction.wanted);
         let past = state.functions[usize::from(who)].is_past() || state.answers[usize::from(token)].sought;
         let before = before.unwrap_or(state.answers[usize::from(token)].end);
@@ -639,7 +652,7 @@ impl Protocol {
     /// The answer 200 to `reject` reaches the caller.
     fn rejected(&self, state: &mut State, who: u8, token: u8, record: Option<i8>) {
         let answer = state.answers[usize::from(token)];
-        let decided = state.transaction.filter(|transaction| transaction.prepared && !transaction.forgotten);
+        let decided = state.transaction.filter(Transaction::decided);
         let (committed, dying) = decided.map_or((state.committed, 0), |it| (it.wanted, it.dying));
         let is_dead = |record: i8| state.fates[index(record)] == Fate::Dead || dying & 1 << record != 0;
         let kept = match record {
@@ -732,6 +745,7 @@ impl Protocol {
                     prepared: false,
                     excused: false,
                     disturbed: function.disturbed,
+                    passed_over: false,
                     forgotten: false,
                 };
                 if self.leaves_out(LeftOut::Together) {
@@ -827,6 +841,7 @@ impl Protocol {
                     prepared: false,
                     excused: false,
                     disturbed: function.disturbed,
+                    passed_over: false,
                     forgotten: false,
                 });
             }
@@ -900,13 +915,14 @@ impl Protocol {
         }
         if let Some(transaction) = &mut state.transaction {
             transaction.disturbed = true;
+            transaction.passed_over = true;
         }
     }
 
     /// Whether the log can be read to its end from here, by a function that begins when all others are dead and all
     /// leases are over. What it meets is the position, a pending transaction, and the time.
     fn can_end(&self, state: &State) -> bool {
-        let pending = state.transaction.map(|it| (it.wanted, it.ending, it.prepared, it.forgotten));
+        let pending = state.transaction.map(|it| (it.wanted, it.ending, it.prepared, it.passed_over, it.forgotten));
         let situation = (state.committed, pending, state.tick);
         if let Some(known) = self.ends.borrow().get(&situation) {
             return *known;
