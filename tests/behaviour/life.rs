@@ -21,12 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// not manage it each time.
 const FAREWELL: Duration = Duration::from_millis(300);
 
-/// Whether one of five sandboxes ended in order within the time that Lambda leaves.
-async fn one_of_five(ends: impl AsyncFn() -> (Duration, bool)) -> bool {
-    for _ in 0..5 {
+/// Whether of five sandboxes one ended in order within the time that Lambda leaves, and most ended in order.
+async fn in_time(ends: impl AsyncFn() -> (Duration, bool)) -> bool {
+    let (mut one, mut orderly) = (false, 0);
+    for tried in 1..=5 {
         let (took, in_order) = ends().await;
-        println!("it ended after {took:?}");
-        if in_order && took < FAREWELL {
+        println!("it ended after {took:?}, {}", if in_order { "in order" } else { "not in order" });
+        one |= in_order && took < FAREWELL;
+        orderly += usize::from(in_order);
+        if one && 2 * orderly > tried {
             return true;
         }
     }
@@ -44,7 +47,7 @@ async fn end(function: &Function) -> Duration {
 /// Without the flush no sandbox ever would: left alone, a record waits for company until long after the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_queued_when_the_sandbox_ends_is_sent_in_the_time_there_is() {
-    assert!(one_of_five(ends_with_a_record_queued).await, "none has sent what was queued");
+    assert!(in_time(ends_with_a_record_queued).await, "none, or too few, have sent what was queued");
 }
 
 /// Ends a sandbox that has one record queued: how long it took, and whether the record is there then.
@@ -75,7 +78,7 @@ async fn ends_with_a_record_queued() -> (Duration, bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_ends_in_the_time_there_is_though_nothing_answers() {
-    assert!(one_of_five(ends_though_nothing_answers).await, "none was fast enough");
+    assert!(in_time(ends_though_nothing_answers).await, "none was fast enough");
 }
 
 /// Ends a sandbox whose record is not answered, and whose Pushgateway says nothing.
@@ -114,18 +117,23 @@ fn held(function: &Function) -> (usize, usize) {
 /// How many rounds pass before a function's growth is looked at, and how many then. What it keeps at the most, it has by then.
 type Rounds = (usize, usize);
 
-/// Lets rounds pass, and says by how many MiB the function has grown in those that count.
-async fn grown(function: &Function, (before, counted): Rounds, mut round: impl AsyncFnMut()) -> f64 {
+/// Lets rounds pass, and says by how many MiB the functions have grown in those that count: the one that has grown most.
+async fn grown<const N: usize>(
+    functions: [&Function; N],
+    (before, counted): Rounds,
+    mut round: impl AsyncFnMut(),
+) -> f64 {
+    let residents = || functions.iter().map(|function| resident(function.pid())).collect::<Vec<_>>();
     for _ in 0..before {
         round().await;
     }
-    let early = resident(function.pid());
+    let early = residents();
     for _ in 0..counted {
         round().await;
     }
-    let late = resident(function.pid());
-    println!("{early:.1} MiB after {before} rounds, {late:.1} MiB after {counted} more");
-    late - early
+    let late = residents();
+    println!("{early:.1?} MiB after {before} rounds, {late:.1?} MiB after {counted} more");
+    late.iter().zip(&early).map(|(late, early)| late - early).fold(f64::MIN, f64::max)
 }
 
 /// The most that a function may have grown, in MiB: over 300 groups, 10 KiB of each. To look twice at the same function differs
@@ -138,7 +146,7 @@ async fn two_thousand_partitions_of_hundreds_of_groups_pass_through_a_sandbox_an
     fill(&stack.bootstrap(), &topic, 4, 4);
     let consumer = function("consume").await;
     let mut most = (0, 0);
-    let grown = grown(&consumer, (300, 300), async || {
+    let grown = grown([&consumer], (300, 300), async || {
         let (group, mut got) = (unique("group"), Vec::new());
         while got.len() < 4 {
             got.extend(values(consume(&consumer, &topic, &group, "").await.messages()));
@@ -185,7 +193,7 @@ async fn leases_of_hundreds_of_groups_are_settled_in_a_sandbox_and_leave_nothing
     let (stack, topic) = (Stack::shared().await, topic(1).await);
     fill(&stack.bootstrap(), &topic, 1, 1);
     let (consumer, acker) = (function("consume").await, function("acknowledge").await);
-    let grown = grown(&acker, (500, 300), async || {
+    let grown = grown([&consumer, &acker], (500, 300), async || {
         let leased = consume(&consumer, &topic, &unique("group"), "&ack=manual").await.ok();
         let body = json!({ "token": leased["lease"]["token"], "type": "accept" });
         let settled = call(&acker, Event::post(ACKNOWLEDGE).json(&body)).await.ok();
@@ -205,13 +213,13 @@ async fn hundreds_of_topics_are_written_and_read_in_a_sandbox_and_leave_little_b
     assert!(created.iter().all(Result::is_ok), "{created:?}");
     let (producer, fetcher) = (function("produce").await, function("fetch").await);
     let mut next = names.iter();
-    let written = grown(&producer, (TOPICS / 2, TOPICS / 2), async || {
+    let written = grown([&producer], (TOPICS / 2, TOPICS / 2), async || {
         let record = json!({ "topic": next.next().expect("as many"), "value": "v" });
         until(&[200], async || produce(&producer, &record).await).await;
     });
     let written = written.await;
     let mut next = names.iter();
-    let read = grown(&fetcher, (TOPICS / 2, TOPICS / 2), async || {
+    let read = grown([&fetcher], (TOPICS / 2, TOPICS / 2), async || {
         let query = format!("topic={}&offset=0", next.next().expect("as many"));
         assert_eq!(call(&fetcher, Event::get(FETCH).query(&query)).await.messages().len(), 1);
     });
