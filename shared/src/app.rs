@@ -127,11 +127,37 @@ async fn monitor(_: Instant) -> Result<(), BoxError> {
 
 /// The sandbox's one HTTP client, for the identity provider and the Pushgateway.
 pub(crate) fn http_client() -> Result<reqwest::Client, BoxError> {
-    let client = reqwest::Client::builder()
-        // Neither has a reason to send us elsewhere.
-        .redirect(reqwest::redirect::Policy::none())
-        // A connection that was open when the sandbox was frozen is dead when it thaws.
-        .pool_max_idle_per_host(0)
-        .build()?;
-    Ok(client)
+    let client = || {
+        reqwest::Client::builder()
+            // Neither has a reason to send us elsewhere.
+            .redirect(reqwest::redirect::Policy::none())
+            // A connection that was open when the sandbox was frozen is dead when it thaws.
+            .pool_max_idle_per_host(0)
+    };
+    let roots = if openssl_probe::has_ssl_cert_env_vars() { None } else { bundle() };
+    // A bundle with a root that cannot be read makes no client; reqwest's own way leaves such a root out.
+    let trusting = roots.and_then(|roots| client().tls_certs_only(roots).build().ok());
+    Ok(trusting.map_or_else(|| client().build(), Ok)?)
+}
+
+/// The system's roots, out of its one bundle, where there is one. reqwest, unless the environment names roots, reads the
+/// system's folder of them as well, which on Debian holds the same once more, a file each, and then again under the names of
+/// their hashes: some milliseconds of each cold start.
+fn bundle() -> Option<Vec<reqwest::Certificate>> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    let pem = std::fs::read(openssl_probe::probe().cert_file?).ok()?;
+    reqwest::Certificate::from_pem_bundle(&pem).ok().filter(|roots| !roots.is_empty())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_has_a_bundle_that_a_client_can_be_made_with() {
+        let roots = bundle().expect("Debian's ca-certificates, or another system's bundle");
+        reqwest::Client::builder().tls_certs_only(roots).build().expect("each root can be read");
+    }
 }
