@@ -39,6 +39,10 @@ const CONTEST: (Duration, Duration) = (Duration::from_millis(15), Duration::from
 /// A call that lost its records to others goes on trying until this much is left of its time.
 pub(super) const CONTEST_END: Duration = Duration::from_millis(500);
 
+/// With less time left records are not asked for again where Kafka could not be reached: it would be as long as a step of a
+/// transaction may take, and end undecided what has not begun.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// How many positions a call renews before it takes records.
 const RENEWALS: usize = 2;
 
@@ -186,13 +190,14 @@ impl Session {
                     return Ok(Answer { batches: outcome.batches, unseen: learned.unseen });
                 }
                 let hurdle = match outcome.hurdle(self, &mut learned, &waiting) {
-                    Ok(hurdle) => hurdle,
                     // Nothing was decided. The next look sees where leaders and coordinators are by now.
-                    Err(error) => {
+                    Err(error) if self.deadline.left() >= ASK_AGAIN => {
                         again(error, *blind.get_or_insert_with(Instant::now), self.deadline).await?;
                         continue;
                     }
+                    hurdle => hurdle?,
                 };
+                blind = None;
                 match hurdle {
                     Some(Hurdle::Learned) => continue,
                     // There are records, but others were faster: the wait for records is over, the contest is not.

@@ -250,7 +250,12 @@ impl Outcome {
             Ok(Taken::Buried) => self.buried = true,
             Ok(Taken::Unburied(error)) => self.unburied.push((at, error)),
             Ok(Taken::Undecided(error)) => self.undecided.push((at, error)),
-            Err(error) => self.failed = Some(session.about(at, error)),
+            Err(error) => {
+                // What may be over in a moment hides nothing that is not.
+                if self.failed.is_none() || error.code() != Code::BrokerUnavailable {
+                    self.failed = Some(session.about(at, error));
+                }
+            }
         }
     }
 
@@ -264,9 +269,6 @@ impl Outcome {
         if !self.undecided.is_empty() {
             return Err(undecided(session, self.undecided));
         }
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
         let news = !self.barren.is_empty() || !self.too_large.is_empty() || self.buried || !self.unburied.is_empty();
         learned.unburied.extend(self.unburied);
         for seen in waiting.iter().filter(|seen| self.barren.contains(&seen.at)) {
@@ -278,6 +280,9 @@ impl Outcome {
             } else {
                 learned.alone = Some(at);
             }
+        }
+        if let Some(error) = self.failed {
+            return Err(error);
         }
         Ok(if news { Some(Hurdle::Learned) } else { self.lost.then_some(Hurdle::Lost) })
     }
