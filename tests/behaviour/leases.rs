@@ -363,7 +363,7 @@ async fn twenty_thousand_records_are_accepted_once_each_while_functions_are_kill
                     if [200, 409].contains(&settled.status) {
                         break settled;
                     }
-                    assert_eq!(settled.body["retryable"], true, "{settled:?}");
+                    assert!([503, 504].contains(&settled.status), "{settled:?}");
                 };
                 let mut accepted = accepted.lock().await;
                 let lost: Vec<u64> = settled.body["results"]
