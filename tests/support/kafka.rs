@@ -256,8 +256,13 @@ impl Broker {
 
 /// What differs from version to version. Properties that a version does not know it ignores.
 pub(crate) fn version_settings() -> &'static [(&'static str, &'static str)] {
-    // To name the new group protocol, a preview in 3.7 to 3.9, would change the coordinator for classic groups as well.
-    if kafka_since(4, 0) { &[] } else { &[("group.coordinator.rebalance.protocols", "classic")] }
+    if kafka_since(4, 0) {
+        return &[];
+    }
+    // To name the new group protocol, a preview in 3.7 to 3.9, would change the coordinator for classic groups as well. And
+    // up to 3.5 each request for a producer id keeps a thread until the broker has the next thousand of them, for which it asks
+    // the controller: where that is itself, and all its threads (8) wait, nobody gets an id for half a minute (KAFKA-14694).
+    &[("group.coordinator.rebalance.protocols", "classic"), ("num.io.threads", "64")]
 }
 
 /// A JVM with Kafka's own classes.
