@@ -2,7 +2,7 @@
 //! what has none is handed out.
 
 use serde_json::{Value, json};
-use tests::{Api, At, Event, Stack};
+use tests::{Api, At, Event};
 
 use crate::adversity::at;
 use crate::consume::{commit_plainly, committed, fill, offsets, raw_consumer};
@@ -111,20 +111,14 @@ async fn a_broken_reject_can_be_repeated_and_writes_each_letter_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_is_reset_while_letters_are_written_stays_where_it_was_set() {
-    let (wire, bearer) = (Wire::shared().await, Stack::shared().await.token("gateway-full").await);
+    let wire = Wire::shared().await;
     let server = wire.broker.bootstrap();
     for caught in [At::Request, At::Answer] {
         let (topic, group) = (records(wire).await, unique("group"));
         let leased = consume(&wire.consumer, &topic, &group, &format!("&ack=manual&limit={BATCH}")).await;
-        let (victim, id) = wire.victim("acknowledge").await;
-        let caught = wire.proxy.catch(&id, (Api::Produce, caught), "", 0);
-        let event = Event::post(ACKNOWLEDGE).json(&reject(&leased)).bearer(&bearer).build();
-        let (answer, ()) = tokio::join!(victim.invoke(event), async {
-            let held = caught.await.expect("it is sent");
-            commit_plainly(&raw_consumer(&server, &group, &[]), &at(&topic, 0, 7));
-            held.pass();
-        });
-        let answer = Answer::read(&answer);
+        let event = ("acknowledge", Event::post(ACKNOWLEDGE).json(&reject(&leased)));
+        let reset = async || commit_plainly(&raw_consumer(&server, &group, &[]), &at(&topic, 0, 7));
+        let answer = wire.meanwhile((Api::Produce, 0, caught), event, reset).await;
         assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{answer:?}");
         assert_eq!((committed(&server, &group, &topic, 0), dead(&server, &topic)), (Some(7), vec![]));
         assert_eq!(drain(wire, &topic, &group).await, (7..RECORDS).collect::<Vec<_>>());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::Consumer;
 use serde_json::{Value, json};
-use tests::{Api, At, Event, Stack, kafka_since};
+use tests::{Api, At, Event, kafka_since};
 
 use crate::adversity::{self, at};
 use crate::consume::{commit_plainly, fill, offsets, raw_consumer, values};
@@ -391,7 +391,6 @@ impl Moved {
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
     let wire = Wire::shared().await;
-    let bearer = Stack::shared().await.token("gateway-full").await;
     for moved in [Moved::Reset(9), Moved::Reset(1), Moved::Deleted] {
         let from = if let Moved::Reset(to) = moved { to } else { 0 };
         let expected: Vec<i64> = (from..RECORDS.min(from + BATCH)).collect();
@@ -400,15 +399,9 @@ async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
             for (api, passing) in [(Api::Fetch, 0), (Api::InitProducerId, 0), (Api::OffsetFetch, 1)] {
                 let group = unique("group");
                 consume(&wire.consumer, &wire.topic, &group, &format!("&limit={BATCH}")).await.messages();
-                let (victim, id) = wire.victim("consume").await;
-                let caught = wire.proxy.catch(&id, (api, At::Request), "", passing);
-                let event = wire.consuming(&group, more).bearer(&bearer).build();
-                let (answer, ()) = tokio::join!(victim.invoke(event), async {
-                    let held = caught.await.expect("it is sent");
-                    moved.apply(wire, &group).await;
-                    held.pass();
-                });
-                let answer = Answer::read(&answer);
+                let event = ("consume", wire.consuming(&group, more));
+                let moves = async || moved.apply(wire, &group).await;
+                let answer = wire.meanwhile((api, passing, At::Request), event, moves).await;
                 assert_eq!(offsets(answer.messages()), expected, "{moved:?} at {api:?} {passing}");
                 let committed = if more.is_empty() { expected.last().map(|last| last + 1) } else { Some(from) };
                 assert_eq!(wire.committed(&group), committed, "{moved:?} at {api:?} {passing}");
@@ -418,15 +411,9 @@ async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
         for (api, passing) in [(Api::OffsetFetch, 0), (Api::InitProducerId, 0), (Api::OffsetFetch, 1)] {
             let group = unique("group");
             let leased = consume(&wire.consumer, &wire.topic, &group, "&ack=manual&limit=4").await;
-            let (victim, id) = wire.victim("acknowledge").await;
-            let caught = wire.proxy.catch(&id, (api, At::Request), "", passing);
-            let event = Event::post(ACKNOWLEDGE).json(&accept(&leased)).bearer(&bearer).build();
-            let (answer, ()) = tokio::join!(victim.invoke(event), async {
-                let held = caught.await.expect("it is sent");
-                moved.apply(wire, &group).await;
-                held.pass();
-            });
-            let answer = Answer::read(&answer);
+            let event = ("acknowledge", Event::post(ACKNOWLEDGE).json(&accept(&leased)));
+            let moves = async || moved.apply(wire, &group).await;
+            let answer = wire.meanwhile((api, passing, At::Request), event, moves).await;
             assert_eq!((answer.status, answer.code()), (409, "lease_lost"), "{moved:?} at {api:?} {passing}");
             assert_eq!(wire.committed(&group), matches!(moved, Moved::Reset(_)).then_some(from), "{moved:?}");
         }
@@ -438,19 +425,11 @@ async fn offsets_that_are_reset_or_lost_in_the_middle_of_a_call_count() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_beside_a_commit_is_overwritten_or_stays() {
     let wire = Wire::shared().await;
-    let bearer = Stack::shared().await.token("gateway-full").await;
-    let interrupted = async |(name, event): (&str, Event), (api, at): (Api, At), group: &str, to| {
-        let (victim, id) = wire.victim(name).await;
-        let caught = wire.proxy.catch(&id, (api, at), "", 0);
+    let interrupted = async |event: (&str, Event), (api, at): (Api, At), group: &str, to| {
         let (tool, reset) = (raw_consumer(&wire.broker.bootstrap(), group, &[]), adversity::at(&wire.topic, 0, to));
         // What is held has seconds at most: the tool knows the group's coordinator by then.
         tool.committed_offsets(reset.clone(), PATIENCE).expect("positions");
-        let (answer, ()) = tokio::join!(victim.invoke(event.bearer(&bearer).build()), async {
-            let held = caught.await.expect("it is sent");
-            commit_plainly(&tool, &reset);
-            held.pass();
-        });
-        Answer::read(&answer)
+        wire.meanwhile((api, 0, at), event, async || commit_plainly(&tool, &reset)).await
     };
     for (api, at, stays) in [
         (Api::AddOffsetsToTxn, At::Request, false),

@@ -148,6 +148,24 @@ impl Wire {
         }
     }
 
+    /// Calls a new function; what it sends or is answered there is held until something has happened.
+    pub(crate) async fn meanwhile(
+        &self,
+        (api, passing, at): (Api, usize, At),
+        (name, event): (&str, Event),
+        happens: impl AsyncFnOnce(),
+    ) -> Answer {
+        let (victim, id) = self.victim(name).await;
+        let caught = self.proxy.catch(&id, (api, at), "", passing);
+        let token = Stack::shared().await.token("gateway-full").await;
+        let (answer, ()) = tokio::join!(victim.invoke(event.bearer(&token).build()), async {
+            let held = caught.await.expect("it is sent");
+            happens().await;
+            held.pass();
+        });
+        Answer::read(&answer)
+    }
+
     pub(crate) fn consuming(&self, group: &str, more: &str) -> Event {
         Event::get(CONSUME).query(&format!("topic={}&group_id={group}&limit={BATCH}&timeout_ms=0{more}", self.topic))
     }

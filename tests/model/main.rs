@@ -11,8 +11,8 @@
 //! through its metadata string and back (see [`values`]). What needs a real Kafka is written here once more, step by step:
 //! the order of steps of `handover::Slot::step` and `take`, the look of `consume::session`, the claim that ends a blocked look
 //! (`Slot::unblock`, which redrives and acknowledgements use; a look of `consume` then goes by what is not pending, and what it
-//! sees is older at worst, as what any look has seen may be by the time that it counts), the repetition of `acknowledge`, and what `claim::Claim::settle` and
-//! `confirm` do with what the shipped `Position::shows` tells them.
+//! sees is older at worst, as what any look has seen may be by the time that it counts), the repetition of `acknowledge`, and
+//! what `claim::Claim::settle` and `confirm` do with what the shipped `Position::shows` tells them.
 //!
 //! # What is Kafka's
 //!

@@ -367,7 +367,7 @@ pub(crate) enum Action {
 }
 
 /// What somebody meets who begins when all others are gone: the position, what is pending on it (and whether its end is
-/// on its way, and decided, and whether it is lost), and the time.
+/// on its way, and decided, and whether a reset has passed it over, and whether it is lost), and the time.
 type Situation = (Stored, Option<(Stored, bool, bool, bool, bool)>, u8);
 
 /// What becomes of an undecided commit.
